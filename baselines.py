@@ -1,0 +1,166 @@
+"""What a learned policy must beat: a random legal editor, the best fixed workflow, and the best that can be reached.
+
+* `random_edit` picks uniformly among the kinds of edit that are legal now, then uniformly among their arguments. It knows
+  the grammar and nothing else; the warm start imitates it, and its accuracy is the floor.
+* `best_fixed` is what a random editor finds in a given number of episodes when one workflow must serve every task.
+* `best_reachable` searches a family of several hundred workflows for each source and level, on training tasks, and
+  scores the winners on the held-out ones. It is a lower bound of what any policy could reach, and it is computed.
+
+Standard library only; runs the same canvas, operators, sandbox and graders as training does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rewards import Grade
+
+from canvas import Canvas, Graph
+from graph import MAX_COUNT
+from tasks import Task
+
+NewCanvas = Callable[[Task], Canvas]
+Grader = Callable[[Task, str], Grade]
+PROMPTS = ("Be careful.", "Work step by step.", "Check every number.", "Answer in few words.")
+
+
+def random_edit(canvas: Canvas, rng: random.Random) -> str:
+    """One legal edit as text. Legal: the canvas accepts it; a refused finish is the only exception."""
+    graph, library = canvas.graph, canvas.library
+    names, nodes = list(library), graph.nodes()
+    checkers = [name for name in names if library[name].role == "check"]
+    free = [name for name in names if library[name].role != "ensemble"]  # what may stand inside a parallel
+    kinds = ["add", "finish", "loop"] + ["parallel"] * (len(free) > 1) + ["conditional"] * bool(checkers)
+    kind = rng.choice(kinds + ["delete", "modify", "set_prompt"] * bool(nodes))
+    head = f"<action>{kind if kind in ('delete', 'modify', 'set_prompt', 'finish') else 'add'}</action>"
+    if kind == "finish":
+        return head
+    if kind == "delete":
+        return f"{head}<target>{rng.choice(graph.stages).id}</target>"
+    if kind in ("modify", "set_prompt"):
+        stage = rng.choice(graph.stages)
+        node = rng.choice(stage.nodes)
+        if kind == "set_prompt":
+            return f"{head}<target>{node.id}</target><prompt>{rng.choice(PROMPTS)}</prompt>"
+        legal = free if stage.kind == "parallel" else names
+        if stage.kind == "conditional" and node is stage.nodes[0]:
+            legal = checkers
+        return f"{head}<target>{node.id}</target><operator>{rng.choice(legal)}</operator>"
+    if kind == "add":
+        body = f"<operator>{rng.choice(names)}</operator>"
+    elif kind == "conditional":
+        body = f"<structure>conditional</structure><condition>{rng.choice(checkers)}</condition><true>{rng.choice(names)}</true>"
+        body += f"<false>{rng.choice(names)}</false>" * rng.randint(0, 1)
+    else:
+        chosen = rng.choices(free if kind == "parallel" else names, k=rng.randint(2, 3))
+        body = f"<structure>{kind}</structure><operators>{', '.join(chosen)}</operators>"
+        body += f"<count>{rng.randint(1, MAX_COUNT // 3)}</count>" * (kind == "loop")
+    if graph.stages and rng.random() < 0.25:
+        body += f"<position>{rng.randint(1, len(graph.stages) + 1)}</position>"
+    return head + body
+
+
+def random_graph(canvas: Canvas, rng: random.Random) -> Graph:
+    """The graph that a random editor ends with. It does not read feedback, so nothing need be run on the way."""
+    canvas.run_graph = lambda: None  # type: ignore[method-assign]
+    while not canvas.done:
+        canvas.step(random_edit(canvas, rng))
+    return canvas.graph
+
+
+def score_workflow(text: str, task: Task, new_canvas: NewCanvas, grade: Grader) -> float:
+    """Grader score in [0, 1] of one workflow on one task."""
+    canvas = new_canvas(task)
+    canvas.graph = Graph.from_text(text)
+    canvas.run_graph()
+    result = grade(task, canvas.answer)
+    if result.error:
+        raise RuntimeError(f"the grader failed on {task.id}: {result.error}")
+    return result.score
+
+
+@dataclass(frozen=True)
+class Scored:
+    workflow: str
+    accuracy: float
+
+
+def _accuracies(workflows: Sequence[str], tasks: Sequence[Task], new_canvas: NewCanvas, grade: Grader) -> list[float]:
+    """Mean score of each workflow over the tasks."""
+    with ThreadPoolExecutor(4) as pool:  # the sandbox waits for processes; the rest is Python and takes turns
+        pairs = itertools.product(workflows, tasks)
+        scores = list(pool.map(lambda pair: score_workflow(*pair, new_canvas, grade), pairs))
+    n = len(tasks)
+    return [sum(scores[i * n:(i + 1) * n]) / n for i in range(len(workflows))]
+
+
+def _halving(workflows: Sequence[str], tasks: Sequence[Task], new_canvas: NewCanvas, grade: Grader, first: int = 6) -> str:
+    """Successive halving: all workflows on a few tasks, the better quarter on four times as many, and so on."""
+    left, n = list(workflows), first
+    while len(left) > 1:
+        accuracies = _accuracies(left, tasks[:n], new_canvas, grade)
+        order = sorted(range(len(left)), key=lambda i: (-accuracies[i], len(left[i])))  # ties: the shorter workflow
+        if n >= len(tasks):
+            return left[order[0]]
+        left, n = [left[i] for i in order[: max(1, len(left) // 4)]], n * 4
+    return left[0]
+
+
+def best_fixed(train: Sequence[Task], held_out: Sequence[Task], new_canvas: NewCanvas, grade: Grader, episodes: int,
+               seed: int) -> Scored:
+    """The best single workflow for all tasks that a random editor finds in `episodes` episodes, half of them spent on
+    finding graphs (each tried on its own task), half on comparing the best of those on training tasks."""
+    rng = random.Random(f"{seed}/best fixed")
+    tasks = [rng.choice(train) for _ in range(episodes // 2)]
+    graphs = [random_graph(new_canvas(task), rng).to_text() for task in tasks]
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(lambda pair: score_workflow(*pair, new_canvas, grade), zip(graphs, tasks, strict=True)))
+    order = sorted(range(len(graphs)), key=lambda i: -scores[i])
+    finalists = list(dict.fromkeys(graphs[i] for i in order))[: max(2, episodes // 2 // 48)]
+    sample = rng.sample(list(train), min(len(train), 48))
+    accuracies = _accuracies(finalists, sample, new_canvas, grade)
+    best = finalists[max(range(len(finalists)), key=accuracies.__getitem__)]
+    return Scored(best, _accuracies([best], held_out, new_canvas, grade)[0])
+
+
+def family(has_code_tests: bool) -> list[str]:
+    """Several hundred workflows: every combination of preparation, solving, checking with repair, and formatting."""
+    prepare = ("", "Plan", "Decompose", "Plan -> Decompose")
+    solve = ("Programmer", "Custom", "AnswerGenerate", "[Programmer, Custom] -> Aggregate",
+             "[Custom, AnswerGenerate] -> Aggregate", "[Programmer, Custom, AnswerGenerate] -> ScEnsemble",
+             "[Programmer, Custom, AnswerGenerate] -> Aggregate", "AnswerGenerate -> Custom")
+    repair = ["", "(Review ? Revise : done)", "(Verify ? Revise : done)", "(Review -> Revise) * 3", "(Verify -> Revise) * 3",
+              "(Verify -> Revise) * 3 -> (Review -> Revise) * 3", "(Review -> Revise) * 8", "(Verify -> Revise) * 8"]
+    if has_code_tests:
+        repair += ["(Test ? Revise : done)", "(Test -> Revise) * 3", "(Test -> Revise) * 8",
+                   "(Test -> Revise) * 8 -> (Review -> Revise) * 3", "(Test -> Revise) * 8 -> (Review ? Revise : done)"]
+    formats = ("", "Format")
+    return [" -> ".join(part for part in parts if part) for parts in itertools.product(prepare, solve, repair, formats)]
+
+
+def best_reachable(train: Sequence[Task], held_out: Sequence[Task], new_canvas: NewCanvas, grade: Grader) -> list[dict]:
+    """Search the family for each source and level. Returns rows {source, level, workflow, accuracy, tasks}."""
+    rows = []
+    cells = sorted({(task.source, task.meta.get("level", 0)) for task in held_out})
+    for source, level in cells:
+        mine, theirs = ([t for t in tasks if (t.source, t.meta.get("level", 0)) == (source, level)]
+                        for tasks in (train, held_out))
+        best = _halving(family(any(t.public_tests for t in theirs)), mine or theirs, new_canvas, grade)
+        accuracy = _accuracies([best], theirs, new_canvas, grade)[0]
+        rows.append({"source": source, "level": level, "workflow": best, "accuracy": accuracy, "tasks": len(theirs)})
+    return rows
+
+
+def random_editor(tasks: Sequence[Task], new_canvas: NewCanvas, grade: Grader, seed: int) -> float:
+    """Mean grader score of episodes played by `random_edit`, one a task."""
+    def play(task: Task) -> float:
+        text = random_graph(new_canvas(task), random.Random(f"{seed}/random editor/{task.id}")).to_text()
+        return score_workflow(text, task, new_canvas, grade)
+
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(play, tasks))
+    return sum(scores) / len(scores)

@@ -1,0 +1,212 @@
+"""Flags that train.py and eval.py share, the presets, and the objects that flags describe.
+
+One place for each, so that a model is evaluated in the world that it was trained in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rewards import RewardConfig, grade, reward
+
+import operators
+from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend
+from canvas import FINISH_RULES, Canvas, CanvasConfig
+from policy import ChatTokenizer, InProcessSampler
+from qwen3 import Qwen3
+from rollout import Trajectory
+from tasks import Task, read_tasks, toy_tasks
+from warmstart import CANVAS, TOY_SOURCES, tiny_policy
+
+# The tiny preset is what measured best on the toy tasks; `paper` is what the paper did. Flags given by hand win.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "qwen3-0.6b": {
+        "rollouts_per_task": 6, "lr": 1e-4, "lora_rank": 32, "lora_alpha": 64.0, "steps": 200, "brief": False,
+        "max_turns": 12, "feedback_chars": 800, "problem_chars": 6000, "max_new_tokens": 1024, "dtype": "bfloat16",
+        "lora_targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "gradient_checkpointing": True},
+    "paper": {
+        "tasks_per_source": 6, "rollouts_per_task": 1, "group_by": "source", "lr": 1e-5, "lora_rank": 64, "lora_alpha": 64.0,
+        "lora_dropout": 0.05, "lora_targets": "q_proj,k_proj,v_proj,o_proj", "steps": 300, "warmup_steps": 10,
+        "temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_new_tokens": 2048, "max_turns": 20, "feedback_chars": 800,
+        "problem_chars": 6000, "brief": False, "prompt_mode": "ask", "finish_rules": "operators,checker,structure,test",
+        "weight_decay": 0.01, "kl_coef": 0.005, "dtype": "bfloat16", "gradient_checkpointing": True},
+}
+
+
+class UsageError(ValueError):
+    """Flags that contradict each other or the machine; the message names them."""
+
+
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    world = parser.add_argument_group("tasks")
+    world.add_argument("--data", nargs="+", metavar="FILE", help="task files (JSONL); default: the built-in toy tasks")
+    world.add_argument("--eval-data", nargs="+", metavar="FILE", help="held-out task files; default: a part of --data")
+    world.add_argument("--eval-tasks", type=int, default=64, help="held-out tasks per source, at most (default %(default)s)")
+    world.add_argument("--seed", type=int, default=0, help="of tasks, sampling and simulation (default %(default)s)")
+
+    policy = parser.add_argument_group("policy")
+    policy.add_argument("--model", default="tiny", help="Qwen3 directory, or `tiny`: made on the spot (default %(default)s)")
+    policy.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default %(default)s)")
+    policy.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the frozen base weights")
+    policy.add_argument("--temperature", type=float, default=1.0, help="of sampling, and so of scoring (default %(default)s)")
+    policy.add_argument("--top-p", type=float, default=1.0, help="nucleus; below 1 biases the ratio (default %(default)s)")
+    policy.add_argument("--top-k", type=int, default=-1, help="-1: off; a limit biases the ratio (default %(default)s)")
+    policy.add_argument("--max-new-tokens", type=int, default=64, help="of one turn (default %(default)s)")
+    policy.add_argument("--max-context", type=int, help="tokens of a conversation; default: the model's, at most 16384")
+
+    canvas = parser.add_argument_group("canvas")
+    canvas.add_argument("--max-turns", type=int, default=CANVAS.max_turns, help="turns an episode (default %(default)s)")
+    canvas.add_argument("--prompt-mode", choices=("inline", "ask"), default="inline",
+                        help="ask: the canvas asks for each new node's prompt, as in the paper (default %(default)s)")
+    canvas.add_argument("--feedback-chars", type=int, default=CANVAS.feedback_chars, help="at most (default %(default)s)")
+    canvas.add_argument("--problem-chars", type=int, default=CANVAS.problem_chars,
+                        help="of the problem shown to the policy; executors read all of it (default %(default)s)")
+    canvas.add_argument("--brief", action=argparse.BooleanOptionalAction, default=CANVAS.brief,
+                        help="a system prompt of names only, for very small policies")
+    canvas.add_argument("--finish-rules", default="", metavar="RULES", help=f"what finish demands: {','.join(FINISH_RULES)}")
+    canvas.add_argument("--min-operators", type=int, default=5, help="for finish and reward (default %(default)s)")
+    canvas.add_argument("--allow-answer-tag", action="store_true", help="let the policy overrule the graph's answer")
+    canvas.add_argument("--operators", metavar="NAMES", help="comma-separated selection; default: the twelve")
+    canvas.add_argument("--operator-file", nargs="+", default=[], metavar="FILE", help="plug-ins: see operators.py")
+
+    executor = parser.add_argument_group("executor")
+    executor.add_argument("--executor-url", nargs="+", metavar="URL",
+                          help="OpenAI-compatible server(s); default: the simulated executor, which is no LLM")
+    executor.add_argument("--executor-model", help="model name at --executor-url")
+    executor.add_argument("--executor-key-env", metavar="NAME", help="environment variable that holds the API key")
+    executor.add_argument("--executor-cache", metavar="DIR", help="record replies; equal calls share one reply")
+    executor.add_argument("--replay", action="store_true", help="answer from --executor-cache alone; a miss is an error")
+    executor.add_argument("--sim-latency", type=float, default=0.0, help="median seconds of a simulated call; heavy-tailed")
+
+    rewards = parser.add_argument_group("reward (paper Eq. 11-14)")
+    rewards.add_argument("--reward-weights", default="0.2,0.2,0.2,0.4", help="checker,format,operators,structure")
+    rewards.add_argument("--no-release", action="store_true", help="ablation: R_ans is always added")
+    rewards.add_argument("--no-diversity", action="store_true", help="ablation: R = R_ans")
+
+
+def check_shared_flags(args: argparse.Namespace) -> None:
+    """Refuse contradictions before anything is loaded or written. Raises UsageError."""
+    positive = ("eval_tasks", "max_new_tokens", "max_turns", "min_operators", "problem_chars")
+    for name in positive:
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    if args.temperature <= 0:
+        raise UsageError(f"--temperature is {args.temperature}; sampling needs a positive one")
+    if not 0 < args.top_p <= 1:
+        raise UsageError(f"--top-p is {args.top_p}; it must lie in (0, 1]")
+    if args.feedback_chars < 200:
+        raise UsageError(f"--feedback-chars is {args.feedback_chars}; status, workflow and turn need at least 200")
+    if bool(args.executor_url) != bool(args.executor_model):
+        raise UsageError("--executor-url and --executor-model belong together; one of them is missing")
+    if args.executor_url and args.sim_latency:
+        raise UsageError("--sim-latency belongs to the simulated executor, but --executor-url names a real one")
+    if args.replay and not args.executor_cache:
+        raise UsageError("--replay needs --executor-cache DIR, where the replies were recorded")
+    if args.eval_data and not args.data:
+        raise UsageError("--eval-data without --data: training would use the toy tasks")
+    if unknown := set(filter(None, args.finish_rules.split(","))) - set(FINISH_RULES):
+        raise UsageError(f"--finish-rules: unknown {', '.join(sorted(unknown))}; known are {', '.join(FINISH_RULES)}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {args.device}, but this PyTorch sees no CUDA device")
+    reward_config(args)
+
+
+# ---- what the flags describe --------------------------------------------------------------------------------------
+
+
+def load_tasks(args: argparse.Namespace, n_toy: int = 128) -> tuple[list[Task], list[Task]]:
+    """(training tasks, held-out tasks), disjoint by problem text."""
+    if args.data:
+        train = read_tasks(args.data)
+        if args.eval_data:
+            held_out = _first_of_each_source(read_tasks(args.eval_data), args.eval_tasks)
+        else:  # a quarter of each source, at most; which ones depends on the seed alone
+            shuffled = random.Random(f"{args.seed}/held out").sample(train, len(train))
+            sizes = {source: sum(t.source == source for t in train) for source in {t.source for t in train}}
+            held_out = []
+            for source, size in sorted(sizes.items()):
+                held_out += [t for t in shuffled if t.source == source][: min(args.eval_tasks, size // 4)]
+    else:
+        train = [task for source in TOY_SOURCES for task in toy_tasks(source, n_toy, args.seed)]
+        held_out = [task for source in TOY_SOURCES for task in toy_tasks(source, args.eval_tasks, args.seed + 500_000)]
+    seen = {task.problem for task in held_out}
+    train = [task for task in train if task.problem not in seen]
+    if not train:
+        raise UsageError("no training tasks are left beside the held-out ones; give more --data or fewer --eval-tasks")
+    return train, held_out
+
+
+def _first_of_each_source(tasks: Sequence[Task], n: int) -> list[Task]:
+    taken: dict[str, int] = {}
+    kept = []
+    for task in tasks:
+        taken[task.source] = taken.get(task.source, 0) + 1
+        if taken[task.source] <= n:
+            kept.append(task)
+    return kept
+
+
+def make_backend(args: argparse.Namespace) -> Backend:
+    backend: Backend = SimulatedBackend(args.seed, args.sim_latency)
+    fingerprint = f"simulated {args.seed}"
+    if args.executor_url:
+        backend = OpenAIBackend(args.executor_url, args.executor_model, args.executor_key_env)
+        fingerprint = args.executor_model
+    if args.executor_cache:
+        return CachedBackend(args.executor_cache, None if args.replay else backend, fingerprint)
+    return backend
+
+
+class World:
+    """Canvas factory and grading, as the flags say: what rollout needs beside a sampler."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        names = args.operators.split(",") if args.operators else None
+        self.library = operators.library(names, args.operator_file)
+        self.backend = make_backend(args)
+        self.reward_config = reward_config(args)
+        self.config = CanvasConfig(
+            max_turns=args.max_turns, feedback_chars=args.feedback_chars, prompt_mode=args.prompt_mode,
+            finish_rules=tuple(filter(None, args.finish_rules.split(","))), min_operators=args.min_operators,
+            allow_answer_tag=args.allow_answer_tag, brief=args.brief, problem_chars=args.problem_chars)
+
+    def new_canvas(self, task: Task) -> Canvas:
+        return Canvas(task, self.library, self.backend, self.config)
+
+    def score(self, tau: Trajectory) -> None:
+        """Grade the final answer and set the reward (paper Eq. 11)."""
+        tau.answer = tau.canvas.answer
+        tau.grade = grade(tau.task, tau.answer)
+        tau.parts = reward(tau.canvas, tau.grade, self.reward_config)
+        tau.reward = tau.parts.total
+
+
+def reward_config(args: argparse.Namespace) -> RewardConfig:
+    try:
+        checker, form, many, structure = (float(weight) for weight in args.reward_weights.split(","))
+    except ValueError:
+        raise UsageError(f"--reward-weights is {args.reward_weights!r}; expected four numbers with commas") from None
+    return RewardConfig(checker=checker, format=form, operators=many, structure=structure, min_operators=args.min_operators,
+                        release=not args.no_release, diversity=not args.no_diversity)
+
+
+def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
+    directory = tiny_policy(Path("runs")) if args.model == "tiny" else Path(args.model)
+    if not directory.is_dir():
+        raise UsageError(f"--model {args.model}: no such directory; expected config.json, *.safetensors and tokenizer.json")
+    tokenizer = ChatTokenizer(directory)
+    model = Qwen3.from_pretrained(directory, args.device, getattr(torch, args.dtype))
+    if args.max_context is None:
+        args.max_context = min(model.config.max_position_embeddings, 16384)
+    return model, tokenizer
+
+
+def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> InProcessSampler:
+    return InProcessSampler(model, tokenizer.end_id, args.temperature, args.top_p, args.top_k, tokenizer.vocab_size,
+                            args.max_context)

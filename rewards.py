@@ -1,0 +1,240 @@
+"""Graders per dataset family, and the reward of a workflow (paper Eq. 11-14).
+
+    grade(task, answer)            -> Grade: was the final answer right?
+    reward(canvas, grade, config)  -> RewardParts: diversity of the workflow, and the grade that it releases
+
+A wrong answer and a grader that failed are different things: the first is score 0, the second a Grade with an `error`,
+which the caller must drop and count, never learn from. Nothing here repairs an answer beyond the published protocols
+and the rules written at each grader; training and evaluation use the same ones.
+"""
+
+import ast
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mathgrade
+import sandbox
+from operators import extract_code
+from tasks import KIND_OF, Task
+
+if TYPE_CHECKING:
+    from canvas import Canvas
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Result of one grading. With an `error` training must drop the trajectory; evaluation counts the zeros."""
+
+    score: float  # in [0, 1], what training is rewarded with: F1 for question answering, else em
+    em: float
+    f1: float
+    passed: bool | None = None  # code only: all hidden tests passed
+    error: str = ""  # our failure: time limit of the verifier, sandbox, a task without tests
+
+
+def grade(task: Task, answer: str) -> Grade:
+    """Grade a final answer by the rules of its source, or of its kind where the source is unknown. Thread-safe.
+
+    An empty answer scores 0, but for squad_v2, where it is the official way to say that there is no answer.
+    """
+    kind = KIND_OF.get(task.source, task.kind)
+    grader = BY_SOURCE.get(task.source, BY_KIND[kind])
+    if not answer.strip() and task.source != "squad_v2":
+        return Grade(0.0, 0.0, 0.0, passed=False if kind == "code" else None)
+    try:
+        return grader(task, answer)
+    except (mathgrade.VerifierError, sandbox.SandboxError) as error:
+        return Grade(0.0, 0.0, 0.0, error=str(error) or type(error).__name__)
+
+
+def _all_or_nothing(right: bool) -> Grade:
+    return Grade(float(right), float(right), float(right))
+
+
+# ------------------------------------------------------------------------------------------------------ math, choice
+def grade_math(task: Task, answer: str) -> Grade:
+    """gsm8k, math, aime2025, toy_math. A comparison that runs out of time is an error, not a wrong answer.
+
+    It earns nothing either way: an answer made to be slow has score 0 in evaluation and leaves the batch in training.
+    """
+    return _all_or_nothing(any(mathgrade.same_math(gold, answer) for gold in task.answers))
+
+
+_LETTER = re.compile(r"(?:(?:the )?(?:option|choice) )?[(\[]?\s*([a-j])\s*(?:[)\].:,](?:\s.*)?)?", re.DOTALL)
+
+
+def choice_letter(text: str) -> str:
+    """Return the letter of `c`, `(c)`, `c ) 30`, `Option C: 30`, a boxed or `answer is` one; "" if there is none."""
+    match = _LETTER.fullmatch(_plain_words(mathgrade.math_answer(text)))
+    return match[1] if match else ""
+
+
+def _plain_words(text: str) -> str:
+    return re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text).replace("*", "").strip().lower()
+
+
+def grade_choice(task: Task, answer: str) -> Grade:
+    """mathqa and other multiple choice: the option's letter. The option's value instead of its letter is wrong."""
+    letter = choice_letter(answer)
+    golds = [choice_letter(gold) or _plain_words(gold) for gold in task.answers]
+    return _all_or_nothing(letter in golds if letter else _plain_words(answer) in golds)
+
+
+# -------------------------------------------------------------------------------------------------- question answering
+NO_ANSWER = {"unanswerable", "question is unanswerable", "no answer", "noanswer", "not answerable", "no answer given"}
+
+
+def squad_normalise(text: str) -> str:
+    """Lower case, no ASCII punctuation, no articles, single blanks (evaluate-v2.0.py, in its order)."""
+    text = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def trivia_normalise(text: str) -> str:
+    """As SQuAD's, but punctuation, typographic quotes and `_` become blanks (triviaqa_evaluation.py)."""
+    text = re.sub(f"[{re.escape(string.punctuation)}‘’´`]", " ", text.lower())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def token_f1(gold: str, answer: str) -> float:
+    """Return the F1 of two normalised texts as multisets of tokens; where one has no tokens, whether both have none."""
+    gold_tokens, tokens = gold.split(), answer.split()
+    if not gold_tokens or not tokens:
+        return float(gold_tokens == tokens)
+    common = (Counter(gold_tokens) & Counter(tokens)).total()
+    return 2 * common / (len(gold_tokens) + len(tokens))
+
+
+def _grade_qa(golds: list[str], answer: str, f1: Callable[[str, str], float] = token_f1) -> Grade:
+    best = max(f1(gold, answer) for gold in golds)
+    return Grade(best, float(answer in golds), best)
+
+
+def grade_qa(task: Task, answer: str) -> Grade:
+    """nq (DPR's exact match), toy_qa and unknown sources: SQuAD's normalisation, maximum over the gold answers."""
+    return _grade_qa([squad_normalise(gold) for gold in task.answers], squad_normalise(answer))
+
+
+def grade_squad(task: Task, answer: str) -> Grade:
+    """squad_v2: gold answers that normalise to "" are dropped; none left means unanswerable, which "" alone answers.
+
+    Ours: a text that says in so many words that there is no answer (NO_ANSWER) counts as "", since language models do.
+    """
+    golds = [gold for gold in map(squad_normalise, task.answers) if gold] or [""]
+    answer = squad_normalise(answer)
+    return _grade_qa(golds, "" if answer in NO_ANSWER and answer not in golds else answer)
+
+
+def grade_trivia(task: Task, answer: str) -> Grade:
+    """triviaqa: its own normalisation, maximum over the aliases."""
+    return _grade_qa([trivia_normalise(gold) for gold in task.answers], trivia_normalise(answer))
+
+
+def _hotpot_f1(gold: str, answer: str) -> float:
+    if gold != answer and {gold, answer} & {"yes", "no", "noanswer"}:
+        return 0.0
+    return token_f1(gold, answer) if gold and answer else 0.0  # two empty texts: EM 1 but F1 0, as the script has it
+
+
+def grade_hotpot(task: Task, answer: str) -> Grade:
+    """hotpotqa: F1 is 0 where one side is yes, no or noanswer and the other is not (hotpot_evaluate_v1.py)."""
+    return _grade_qa([squad_normalise(gold) for gold in task.answers], squad_normalise(answer), _hotpot_f1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- code
+run_tests = sandbox.memoised(sandbox.run_tests)
+
+
+def program(task: Task, answer: str) -> str:
+    """Return the program in an answer: its last ```python block, or all of it.
+
+    HumanEval's protocol is prompt + completion. The prompt goes before a complete function too: its imports and helpers
+    belong to the function, and the later definition wins.
+    """
+    code = extract_code(answer) or answer
+    prompt = task.meta.get("prompt", task.problem)
+    if task.source != "humaneval" or "from __future__" in code or not _is_stub(prompt, task.entry_point):
+        return code
+    return f"{prompt.rstrip()}\n{code.strip(chr(10))}\n"
+
+
+def _is_stub(prompt: str, entry_point: str | None) -> bool:
+    try:
+        body = ast.parse(prompt).body
+    except (SyntaxError, ValueError):
+        return False
+    return bool(body) and getattr(body[-1], "name", None) == entry_point
+
+
+def grade_code(task: Task, answer: str) -> Grade:
+    """humaneval, mbpp, apps, toy_code: pass@1 on the hidden tests. A program that is too slow has failed."""
+    if not task.hidden_tests:
+        return Grade(0.0, 0.0, 0.0, error=f"{task.id} has no hidden tests")
+    result = run_tests(program(task, answer), task.hidden_tests, task.entry_point)
+    if result.passed and not result.n_total:
+        return Grade(0.0, 0.0, 0.0, error=f"the hidden tests of {task.id} test nothing")
+    right = float(result.passed)
+    return Grade(right, right, right, result.passed)
+
+
+BY_SOURCE = {"hotpotqa": grade_hotpot, "squad_v2": grade_squad, "triviaqa": grade_trivia}
+BY_KIND = {"math": grade_math, "choice": grade_choice, "qa": grade_qa, "code": grade_code}
+
+
+# -------------------------------------------------------------------------------------------------------------- reward
+@dataclass(frozen=True)
+class RewardConfig:
+    """Weights of the diversity reward and its ablations. Raises ValueError where no workflow could earn its answer."""
+
+    base: float = -1.0
+    checker: float = 0.2
+    format: float = 0.2
+    operators: float = 0.2
+    structure: float = 0.4
+    min_operators: int = 5
+    release: bool = True  # False: the answer counts in every workflow
+    diversity: bool = True  # False: every workflow counts as a feasible one
+
+    def __post_init__(self) -> None:
+        weights = (self.checker, self.format, self.operators, self.structure)
+        if min(weights) < 0 or (self.release and self.diversity and _total(weights) < 1):
+            raise ValueError(f"diversity weights must be >= 0 and sum to 1 or more, or no answer counts; got {weights}")
+
+
+@dataclass(frozen=True)
+class RewardParts:
+    """total = base + diversity + answer. The last four are what the workflow earned, uncapped, whatever the config."""
+
+    total: float
+    base: float
+    diversity: float  # R_div; 1 where it is switched off
+    answer: float  # the grader's score, 0 while it is withheld
+    checker: float
+    format: float
+    operators: float
+    structure: float
+
+
+def _total(values: tuple[float, ...]) -> float:
+    """Sum so that 0.1 + 0.2 + 0.3 + 0.4 is 1 and not a little more or less: R_div = 1 is a test for equality."""
+    return round(math.fsum(values), 9)
+
+
+def reward(canvas: "Canvas", grade: Grade, config: RewardConfig) -> RewardParts:
+    """Return R = base + R_div + 1[R_div = 1] * R_ans of a finished canvas, from its graph (Eq. 11-14)."""
+    names = canvas.graph.operators()
+    roles = {canvas.library[name].role for name in names}
+    earned = (
+        config.checker * ("check" in roles),
+        config.format * ("format" in roles),
+        config.operators * (len(names) >= config.min_operators),
+        config.structure * bool(canvas.graph.structures()),
+    )
+    diversity = min(_total(earned), 1.0) if config.diversity else 1.0
+    answer = grade.score if diversity == 1.0 or not config.release else 0.0
+    return RewardParts(config.base + diversity + answer, config.base, diversity, answer, *earned)

@@ -1,0 +1,122 @@
+"""A run directory: what a run writes, so that nothing already written is ever lost.
+
+    args.json  metrics.jsonl  trajectories.jsonl  checkpoints/step_000100/{adapter..., state.pt}  latest  summary.json
+
+Whole files are written under a temporary name and renamed, so that a run killed at any moment leaves the previous
+checkpoint and summary whole. Lines are appended and flushed; on resume, lines of steps that will be run again (and a
+half-written last line) are removed. Everything that a step does is a pure function of (seed, step) and the weights, so
+a checkpoint needs the adapter, the optimiser and the step, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora import load_adapter, save_adapter
+
+KEEP_CHECKPOINTS = 3
+TRAJECTORY_MEGABYTES = 64  # trajectories.jsonl moves to trajectories.1.jsonl at this size, replacing an older one
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used; the message says what to do."""
+
+
+class RunDir:
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def create(self, args: dict[str, Any]) -> None:
+        """Make the directory; refuse one that holds a run, so that no run is overwritten."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(f"{self.path} exists; continue it with --resume, or choose another --out")
+        (self.path / "checkpoints").mkdir(parents=True)
+        self.write_json("args.json", args)
+
+    def read_args(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "args.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{self.path} is not a run directory: it has no args.json") from None
+        except ValueError as error:
+            raise RunError(f"{self.path}/args.json is not JSON: {error}") from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(self.path / name)
+
+    def append(self, name: str, *records: dict[str, Any]) -> None:
+        path = self.path / name
+        if name == "trajectories.jsonl" and path.exists() and path.stat().st_size > TRAJECTORY_MEGABYTES * 2**20:
+            path.replace(self.path / "trajectories.1.jsonl")
+        with path.open("a", encoding="utf-8") as file:
+            # surrogates that a model wrote are escaped: a log must always be writable
+            file.writelines(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        if not path.exists():
+            return []
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:  # only a killed run's last line can be torn
+                break
+        return records
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+        """Write checkpoints/step_N whole, point `latest` to it, and remove the oldest ones."""
+        final = self.path / "checkpoints" / f"step_{step:06d}"
+        temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            save_adapter(model, temporary)
+            torch.save({"step": step, "optimizer": optimizer.state_dict()}, temporary / "state.pt")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        latest = self.path / "latest.tmp"
+        latest.write_text(f"checkpoints/{final.name}\n", encoding="utf-8")
+        latest.replace(self.path / "latest")
+        for old in sorted((self.path / "checkpoints").glob("step_*"))[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint; None if the run was killed before its first one."""
+        pointer = self.path / "latest"
+        return self.path / pointer.read_text(encoding="utf-8").strip() if pointer.exists() else None
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the newest checkpoint and cut the logs back to it; return the step to go on with."""
+        checkpoint, step = self.latest(), 0
+        if checkpoint is not None:
+            try:
+                load_adapter(model, checkpoint)
+                state = torch.load(checkpoint / "state.pt", weights_only=True)
+                optimizer.load_state_dict(state["optimizer"])
+                step = int(state["step"])
+            except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+                raise RunError(f"{checkpoint} cannot be read ({type(error).__name__}: {error}); write the name of an "
+                               f"older one into {self.path / 'latest'}") from None
+        for name in ("metrics.jsonl", "trajectories.jsonl"):
+            kept = [record for record in self.read(name) if record["step"] < step]
+            temporary = self.path / f"{name}.tmp"
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            temporary.replace(self.path / name)
+        for torn in (self.path / "checkpoints").glob("*.tmp"):
+            shutil.rmtree(torn, ignore_errors=True)
+        return step

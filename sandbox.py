@@ -1,0 +1,400 @@
+"""Runs untrusted Python in a contained child process.
+
+    run_program(code, stdin)     what did this program print?
+    run_tests(code, tests)       does it pass?  The program cannot forge the verdict (judge.py says how).
+    python sandbox.py --doctor   which layers of containment hold on this machine?
+
+Three decisions. (1) Containment is a list of layers that one probe settles per process: bubblewrap where it works, else
+("weak") namespaces, Landlock and a throw-away uid by system calls. After the probe a layer that fails is a SandboxError,
+never a silent downgrade. (2) Program and tests never share an interpreter, since in one process a program can patch
+whatever judges it. (3) Nothing is forked from the caller, which may be a trainer full of threads: the child is a fresh
+interpreter that receives the "inside" functions below as marshalled code.
+
+Not covered: kernel exploits (namespaces share the host's kernel: train in a VM or container without credentials); the
+sum of memory over a program's processes (limits are per process); where the doctor says so, more. A program can read
+the arguments of its tests, never the expected values. SANDBOX_LEVEL=bwrap or =weak in the environment forces a level.
+"""
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import marshal
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, BinaryIO
+
+import contain
+import judge
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)  # that Decimal compares in no time
+OUTPUT_LIMIT = 1 << 20  # bytes of stdout, and of stderr
+# Two runs a core: a wall-clock limit means nothing when children starve one another.
+_SLOTS = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))
+_PROBE_LOCK = threading.Lock()
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed (no descriptor, disk full, a layer refused): says nothing about the program."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a program did; status is ok | error | timeout | memory | output | killed (by a signal)."""
+    status: str
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """Verdict of the tests; `error` shows up to three failures. It begins with "timeout" or "no verdict" for those."""
+    __test__ = False  # not a pytest class
+    passed: bool
+    n_passed: int
+    n_total: int
+    error: str
+    seconds: float
+
+
+@contextmanager
+def _infrastructure() -> Iterator[None]:
+    """Whatever the operating system refuses us is our failure, not the program's."""
+    try:
+        yield
+    except OSError as error:
+        raise SandboxError(f"the sandbox could not be set up: {error}") from error
+
+
+@functools.cache
+def _inside() -> tuple[types.CodeType, ...]:
+    """The children's code, compiled once here instead of once in every child."""
+    return tuple(compile(inspect.getsource(module), f"{module.__name__}.py", "exec") for module in (contain, judge))
+
+
+@dataclass
+class _Child:
+    """A sandboxed process that has been started."""
+    process: subprocess.Popen
+    reports: int  # read end of the pipe to which the child's supervisors write
+    deadline: float
+
+    def report(self) -> list[str]:
+        """Wait for the first line: [done | timeout | stopped | killed, wait status, seconds, CPU seconds]."""
+        poll = select.poll()
+        poll.register(self.reports, select.POLLIN)
+        if not poll.poll(max(self.deadline - time.monotonic(), 0) * 1000):
+            raise SandboxError("the sandbox's supervisor does not answer")
+        line = os.read(self.reports, 4096).decode(errors="replace").partition("\n")[0]
+        if not line or line.startswith("setup"):
+            raise SandboxError(f"the sandbox did not start: {line or 'no report'}")
+        self.process.wait()  # only now is everything swept away
+        return line.split()
+
+    def check_setup(self) -> None:
+        """Stop the child; raise if it never ran, and not because it was stopped."""
+        self.stop()
+        os.set_blocking(self.reports, False)
+        try:
+            line = os.read(self.reports, 4096)
+        except BlockingIOError:
+            return
+        if line.startswith(b"setup"):
+            raise SandboxError(f"the sandbox did not start: {line.decode(errors='replace')}")
+
+    def stop(self) -> None:
+        self.process.terminate()  # the supervisor kills the job and then ends
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _start(stack: ExitStack, layers: tuple[str, ...], role: str, config: dict, timeout: float, memory_mb: int = 512,
+           files: tuple = (subprocess.DEVNULL,) * 3, keep: tuple[int, ...] = ()) -> _Child:
+    """Start a child that plays `role`; `stack` stops it and removes what it leaves. `keep`: descriptors that it gets."""
+    readable, path = contain.directories()
+    wrapped = "bwrap" in layers
+    workdir = "/tmp" if wrapped else "/dev/shm"
+    if not {"bwrap", "tmpfs"} & set(layers):
+        workdir = tempfile.mkdtemp(prefix="sandbox-")
+        stack.callback(_remove, workdir)
+    reports, report = os.pipe()
+    stack.callback(os.close, reports)
+    with ExitStack() as ours, tempfile.TemporaryFile() as payload:
+        ours.callback(os.close, report)
+        marshal.dump((*_inside(), {
+            **config, "role": role, "layers": (*layers, "limits", "drop"), "timeout": timeout, "memory": memory_mb << 20,
+            "readable": readable, "path": path, "workdir": workdir, "keep": keep, "report": report}), payload)
+        payload.seek(0)
+        bootstrap = (f"import marshal; file = open({payload.fileno()}, 'rb'); code, roles, config = marshal.load(file); "
+                     "file.close(); exec(code); boot(config, roles)")
+        environment = {"PATH": "/usr/bin:/bin", "HOME": workdir, "TMPDIR": workdir, "LANG": "C.UTF-8",
+                       "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2",
+                       "PYTHONHASHSEED": "0"}  # the order of a set must not decide a verdict
+        # Not -I: it would ignore PYTHONHASHSEED; the environment is ours and sys.path is set by the bootstrap.
+        command = [os.path.realpath(sys.executable), "-s", "-S", "-B", "-X", "utf8", "-c", bootstrap]
+        process = subprocess.Popen([*(contain.bubblewrap(readable) if wrapped else []), *command], cwd="/", env=environment,
+                                   stdin=files[0], stdout=files[1], stderr=files[2], start_new_session=True,
+                                   pass_fds=(payload.fileno(), report, *keep))
+    child = _Child(process, reports, time.monotonic() + timeout + 60)
+    stack.callback(child.stop)
+    return child
+
+
+def _remove(directory: str) -> None:
+    """Remove what an untrusted program left behind; rm copes with depths and links on which shutil.rmtree fails."""
+    try:
+        os.rmdir(directory)
+    except OSError:
+        subprocess.run(["chmod", "-R", "u+rwx", "--", directory], stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(["rm", "-rf", "--one-file-system", "--", directory], stderr=subprocess.DEVNULL, check=False)
+
+
+def _probe(layers: tuple[str, ...]) -> list[str]:
+    """Run the probe program under these layers; return what it could do (keys of contain.OPENINGS)."""
+    with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0)) as server:
+        os.chmod(directory, 0o777)
+        code = contain.PROBE.format((os.getpid(), os.path.join(directory, "escaped"), server.getsockname()[1]))
+        result = _run(layers, code, "", 10.0, 512)
+    if result.status != "ok":
+        raise SandboxError(f"the probe ended with {result.status}: {result.stderr[-500:]}")
+    return result.stdout.split()
+
+
+@functools.cache
+def _settle(forced: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(layers in force, what a program can still do): try everything, drop what this machine refuses."""
+    refused = []
+    for level in ("bwrap", "weak"):
+        if forced not in ("", level) or (level == "bwrap" and not shutil.which("bwrap")):
+            continue
+        layers = ("bwrap",) if level == "bwrap" else ("namespaces", "tmpfs", "proc")
+        layers = (*layers, "oom", "uid", "landlock")
+        while True:
+            try:
+                openings = _probe(layers)
+            except SandboxError as error:
+                refused.append(str(error))
+                match = re.search(r"did not start: setup (\w+)", str(error))
+                if match is None or match[1] not in layers:
+                    break
+                gone = {"namespaces": {"namespaces", "tmpfs", "proc"}}.get(match[1], {match[1]})
+                layers = tuple(layer for layer in layers if layer not in gone)
+                continue
+            if level == "bwrap" and openings:
+                break  # it ran, but contains less than it should
+            if openings:
+                can = ", ".join(contain.OPENINGS[key] for key in openings)
+                warnings.warn(f"programs in the sandbox can {can} here; see python sandbox.py --doctor, install bubblewrap",
+                              RuntimeWarning, stacklevel=4)
+            return layers, tuple(openings)
+    raise SandboxError("no level of the sandbox works here: " + "; ".join(refused or [f"SANDBOX_LEVEL={forced}"]))
+
+
+def _layers() -> tuple[str, ...]:
+    """The layers in force; probed once per process, by the first caller."""
+    if os.name != "posix":
+        raise SandboxError("the sandbox needs Linux (or, with fewer layers, another POSIX system)")
+    with _PROBE_LOCK:
+        return _settle(os.environ.get("SANDBOX_LEVEL", ""))[0]
+
+
+def _read(file: BinaryIO, limit: int = OUTPUT_LIMIT) -> tuple[str, bool]:
+    """(the text of a child's output file up to `limit` bytes, whether there was more)."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), min(size, limit), 0).decode(errors="replace"), size > limit
+
+
+def _run(layers: tuple[str, ...], code: str, stdin: str, timeout: float, memory_mb: int) -> RunResult:
+    """run_program under the given layers. Output goes to files, not pipes: a file-size limit bounds a flood."""
+    with _infrastructure(), ExitStack() as stack:
+        files = tuple(stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        files[0].write(stdin.encode("utf-8", "surrogatepass"))
+        files[0].seek(0)
+        child = _start(stack, layers, "program", {"code": code}, timeout, memory_mb, files)
+        cause, status, seconds, cpu = child.report()
+        (stdout, more_out), (stderr, more_err) = map(_read, files[1:])
+    returncode = os.waitstatus_to_exitcode(int(status))
+    last_line = stderr.rstrip().rpartition("\n")[2]
+    if more_out or more_err:
+        status = "output"
+    elif cause == "timeout" or (returncode == -signal.SIGKILL and float(cpu) > timeout):
+        status = "timeout"
+    elif cause != "done" or returncode < 0:
+        status = "killed"
+    elif returncode == 1 and "MemoryError" in last_line.partition(":")[0]:
+        status = "memory"
+    else:
+        status = "error" if returncode else "ok"
+    return RunResult(status, stdout, stderr, float(seconds))
+
+
+def run_program(code: str, stdin: str = "", timeout: float = 5.0, memory_mb: int = 512) -> RunResult:
+    """Run a whole program; `timeout` in seconds of wall clock, `memory_mb` of address space per process.
+
+    The time starts when the contained process does, not while the call waits for its turn.
+    """
+    layers = _layers()
+    with _SLOTS:
+        return _run(layers, code, stdin, timeout, memory_mb)
+
+
+def _same_output(got: str, expected: str) -> bool:
+    """Equal line by line without surrounding blanks, else token by token as text or as exact decimal numbers."""
+    lines, wanted = ([line.strip() for line in text.strip().splitlines()] for text in (got, expected))
+
+    def same(one: str, other: str) -> bool:
+        return one == other or bool(NUMBER.fullmatch(one) and NUMBER.fullmatch(other) and Decimal(one) == Decimal(other))
+
+    if len(lines) != len(wanted):
+        return False
+    tokens = [(line.split(), want.split()) for line, want in zip(lines, wanted, strict=True)]
+    return all(len(one) == len(other) and all(map(same, one, other)) for one, other in tokens)
+
+
+def _text(value: Any) -> str:
+    """stdin or stdout of a case; some data sets store a list of lines."""
+    return "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _run_cases(code: str, cases: list[dict], timeout: float) -> TestResult:
+    """Stdin/stdout cases: one run each, all within `timeout`; the comparison happens here."""
+    passed, errors, seconds = 0, [], 0.0
+    for case in cases:
+        result = run_program(code, _text(case["input"]), max(timeout - seconds, 0.01))
+        seconds += result.seconds
+        if result.status == "timeout":
+            errors.insert(0, f"timeout: not done after {timeout:g} s, at input {_text(case['input'])[:200]!r}")
+            break
+        if result.status != "ok":
+            errors.append(f"input {_text(case['input'])[:200]!r}: {result.status}: {result.stderr.strip()[-300:]}")
+        elif not _same_output(result.stdout, _text(case["output"])):
+            errors.append(f"input {_text(case['input'])[:200]!r}: expected {_text(case['output'])[:200]!r}, "
+                          f"printed {result.stdout[:200]!r}")
+        else:
+            passed += 1
+    return TestResult(passed == len(cases), passed, len(cases), "\n".join(errors[:3]), seconds)
+
+
+def run_tests(code: str, tests: str | list, entry_point: str | None = None, timeout: float = 10.0) -> TestResult:
+    """Judge a program; passes only if there is at least one test and all pass within `timeout` seconds together.
+
+    tests: Python text (asserts, `def check(candidate)`, test functions, unittest), or a list of {"input", "output"}:
+    stdin and stdout of whole programs or, with `entry_point`, arguments and value of calls (tuple and list alike).
+    """
+    if not tests or (isinstance(tests, str) and not tests.strip()):
+        return TestResult(False, 0, 0, "there are no tests", 0.0)
+    if isinstance(tests, list) and entry_point is None:
+        return _run_cases(code, tests, timeout)
+    layers = _layers()
+    with _SLOTS, _infrastructure(), ExitStack() as stack:
+        verdict, complaints = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+        begin = time.monotonic()
+        program = _start(stack, layers, "candidate", {"code": code, "wire": theirs.fileno()}, timeout + 5,
+                         keep=(theirs.fileno(),))
+        config = {"tests": tests, "entry_point": entry_point, "limit": timeout, "wire": ours.fileno(),
+                  "verdict": verdict.fileno()}
+        tester = _start(stack, layers, "judge", config, timeout + 1, files=(subprocess.DEVNULL, subprocess.DEVNULL,
+                       complaints), keep=(ours.fileno(), verdict.fileno()))
+        ours.close()
+        theirs.close()  # now each process sees the end of the other
+        cause = tester.report()[0]
+        seconds = time.monotonic() - begin
+        program.check_setup()
+        lines = _read(verdict, 8 << 20)[0].split("\n")
+        n_passed, n_total, error, done = json.loads(lines[-2]) if len(lines) > 1 else (0, 0, "", False)
+    if not done:
+        stopped = f"timeout: the tests were not done after {timeout:g} s" if cause == "timeout" else "no verdict"
+        error = "\n".join(filter(None, [stopped, error]))
+    elif n_total == 0:
+        error = error or "there are no tests"
+    return TestResult(done and 0 < n_total == n_passed and not error, n_passed, n_total, error, seconds)
+
+
+def _is_property(result: Any) -> bool:
+    """Whether a result tells of the program, and not of the machine's load while it ran."""
+    if isinstance(result, RunResult):
+        return result.status in ("ok", "error")
+    return not (isinstance(result, TestResult) and result.error.startswith(("timeout", "no verdict")))
+
+
+def memoised(function: Callable, size: int = 4096) -> Callable:
+    """`function` with an LRU of its results; equal calls at one time run once. Exceptions and timeouts are not kept."""
+    signature, lock, cache = inspect.signature(function), threading.Lock(), OrderedDict()
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **named: Any) -> Any:
+        bound = signature.bind(*args, **named)
+        bound.apply_defaults()
+        key = repr(bound.arguments)
+        with lock:
+            future = cache.get(key)
+            owner = future is None
+            if owner:
+                future = cache[key] = Future()
+            cache.move_to_end(key)
+            while len(cache) > size:
+                cache.popitem(last=False)
+        if not owner:
+            return future.result()
+        keep = False
+        try:
+            result = function(*args, **named)
+            keep = _is_property(result)
+            future.set_result(result)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        finally:
+            with lock:
+                if not keep and cache.get(key) is future:
+                    del cache[key]
+        return result
+
+    return wrapper
+
+
+def doctor() -> str:
+    """What holds on this machine, as text."""
+    layers = _layers()
+    openings = _settle(os.environ.get("SANDBOX_LEVEL", ""))[1]
+    level = "bwrap" if "bwrap" in layers else "weak (bubblewrap is not installed or does not work here)"
+    lines = [f"level: {level}", f"layers in force: {', '.join(layers)}, rlimits, no_new_privs, subreaper"]
+    lines += [f"{'OPEN  ' if key in openings else 'closed'}  {text}" for key, text in contain.OPENINGS.items()]
+    begin = time.monotonic()
+    for _ in range(5):
+        run_program("pass")
+    middle = time.monotonic()
+    for _ in range(5):
+        run_tests("def f(x): return x", "assert f(1) == 1", "f")
+    lines.append(f"run_program {200 * (middle - begin):.0f} ms, run_tests {200 * (time.monotonic() - middle):.0f} ms")
+    lines += ["Namespaces share the host's kernel: this stops accidents and known attacks, not a kernel exploit;",
+              "memory is limited per process. Train in a VM or container without credentials."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--doctor"]:
+        raise SystemExit("usage: python sandbox.py --doctor")
+    print(doctor())

@@ -1,0 +1,326 @@
+"""Tasks: questions with gold answers and tests, read from FlowSteer-Dataset JSONL or made from a seed.
+
+Nothing is repaired in silence: a bad line is an error that names the file and the line. A task keeps its public tests,
+which operators may run, apart from its hidden tests, which only the grader runs; meta never holds tests, so that
+printing it leaks none.
+
+    python tasks.py inspect data/train.jsonl
+    python tasks.py toy toy_math -n 100 --seed 0 > toy.jsonl
+"""
+
+import argparse
+import ast
+import itertools
+import json
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import toys
+
+MAX_LINE = 16 * 2**20  # bytes; the largest APPS items are a few MB, anything above is not a line of tasks
+SOURCES = {
+    "math": ("gsm8k", "math", "aime2025", "toy_math"),
+    "choice": ("mathqa",),
+    "qa": ("hotpotqa", "squad_v2", "triviaqa", "nq", "toy_qa"),
+    "code": ("humaneval", "mbpp", "apps", "ds1000", "toy_code"),
+}  # kind -> the sources that we know
+KIND_OF = {source: kind for kind, sources in SOURCES.items() for source in sources}
+ALIASES = {"squad": "squad_v2", "nq_open": "nq", "aime": "aime2025", "human_eval": "humaneval", "trivia_qa": "triviaqa"}
+TEST_KEYS = {"test", "test_list", "public_tests", "test_imports", "test_setup_code", "input_output"}  # not kept in meta
+EXPECTED = "expected one JSON object a line with problem, ground_truth and source"
+
+
+class TaskError(ValueError):
+    """Task data that cannot be used; the text says where it is, what is wrong and what is expected."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question. Tests are Python text or a list of {input, output} cases.
+
+    Cases are for programs that read stdin, or for calls when entry_point is given (input: the list of arguments).
+    A code task without hidden tests can be read; grading it is then reported as an error, never as a wrong answer.
+    """
+
+    id: str  # unique among the tasks that were read together
+    source: str  # dataset name; chooses the grader
+    kind: str  # math, qa, code or choice; chooses the grader of an unknown source
+    problem: str
+    answers: tuple[str, ...]  # never empty. Gold answer + aliases; code: reference program or ""; unanswerable: ("",)
+    entry_point: str | None = None
+    public_tests: str | list = ""
+    hidden_tests: str | list = ""
+    meta: dict = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+def read_tasks(paths: str | Path | Sequence[str | Path]) -> list[Task]:
+    """Read FlowSteer-Dataset JSONL files in order.
+
+    A repeated id gets the suffix #2, #3, ...: data sets repeat items to weigh them, so this is no error.
+    """
+    tasks, seen = [], Counter()
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        before = len(tasks)
+        for number, line in _lines(Path(path)):
+            try:
+                record = json.loads(line, parse_constant=_refuse)
+                json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair would fail late, in a tokenizer
+                task = from_record(record, number)
+            except TaskError as error:
+                raise TaskError(f"{path}:{number}: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise TaskError(f"{path}:{number}: not JSON ({error}); {EXPECTED}") from None
+            ident = task.id
+            while seen[ident]:
+                seen[task.id] += 1
+                ident = f"{task.id}#{seen[task.id]}"
+            seen[ident] = 1
+            tasks.append(replace(task, id=ident))
+        if len(tasks) == before:
+            raise TaskError(f"{path}: no tasks in it; {EXPECTED}")
+    if not tasks:
+        raise TaskError("no task files given")
+    return tasks
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of each non-blank line, never holding more than MAX_LINE bytes."""
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(MAX_LINE + 1)
+                if len(line) > MAX_LINE:
+                    raise TaskError(f"{path}:{number}: line longer than {MAX_LINE} bytes; expected one task a line")
+                if not line:
+                    return
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()  # a byte-order mark is tolerated
+                if text:
+                    yield number, text
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}:{number}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def from_record(record: object, number: int = 0) -> Task:
+    """Make a task of one FlowSteer-Dataset object; `number` names a task that has no meta.task_id."""
+    if not isinstance(record, dict):
+        raise TaskError(f"found a {type(record).__name__}; {EXPECTED}")
+    problem, truth = _first(record, "problem", "question"), _first(record, "ground_truth", "answer")
+    if not isinstance(problem, str) or not problem.strip():
+        raise TaskError(f"problem (or question) must be a non-empty string, got {problem!r:.60}")
+    meta = {} if record.get("meta") is None else record["meta"]
+    if not isinstance(meta, dict):
+        raise TaskError(f"meta must be an object, got {meta!r:.60}")
+    source, kind = _source_and_kind(record)
+    name = str(meta.get("task_id", number))
+    name = name if name.lower().startswith(source) else f"{source}/{name}"
+    if kind == "code" or source == "squad_v2":  # no reference program; an unanswerable question
+        truth = "" if truth in (None, []) else truth
+    answers = truth if isinstance(truth, list) else [truth]
+    if not answers or not all(isinstance(answer, str | int | float) for answer in answers):
+        raise TaskError(f"ground_truth (or answer) must be a string, a number or a list of them, got {truth!r:.60}")
+    answers = tuple(dict.fromkeys(map(str, answers)))  # without repetitions, in order
+    if kind == "code":
+        return _code_task(Task(name, source, kind, problem, answers[:1]), meta)
+    if source != "squad_v2" and not all(answer.strip() for answer in answers):
+        raise TaskError("ground_truth (or answer) is empty; only squad_v2 has unanswerable questions")
+    return Task(name, source, kind, problem, answers, meta=meta)
+
+
+def to_record(task: Task) -> dict:
+    """Return the FlowSteer-Dataset object that reads back as this task."""
+    tests = {"entry_point": task.entry_point, "test": task.hidden_tests, "public_tests": task.public_tests}
+    return {
+        "problem": task.problem,
+        "ground_truth": task.answers[0] if len(task.answers) == 1 else list(task.answers),
+        "source": task.source,
+        "problem_type": task.kind,
+        "meta": {**task.meta, "task_id": task.id, **(tests if task.kind == "code" else {})},
+    }
+
+
+def _first(record: dict, *names: str) -> object:
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def _source_and_kind(record: dict) -> tuple[str, str]:
+    """Return source and kind. A known source decides the kind (MathQA says math, but is graded by letter)."""
+    source, kind = _first(record, "source", "dataset"), record.get("problem_type")
+    source = re.sub(r"[\s-]+", "_", str(source or kind).strip().lower())
+    source = ALIASES.get(source, source)
+    kind = KIND_OF.get(source, "choice" if kind == "multiple_choice" else kind)
+    if kind not in tuple(SOURCES):
+        known = f"source {source!r} is none of {', '.join(KIND_OF)}"
+        raise TaskError(f"{known}; so problem_type must be one of {', '.join(SOURCES)}, got {kind!r:.60}")
+    return source, kind
+
+
+# ---------------------------------------------------------------------------------------------------------- code tasks
+def _code_task(task: Task, meta: dict) -> Task:
+    """Fill in entry point, tests and the complete reference program from meta, in each dataset's way."""
+    entry_point, prompt, body = meta.get("entry_point"), meta.get("prompt") or task.problem, task.answers[0]
+    public, hidden = meta.get("public_tests") or "", _first(meta, "test", "test_list") or ""
+    if meta.get("input_output"):
+        entry_point, hidden = _input_output(meta["input_output"])
+        public = public or hidden[:1]
+    if isinstance(hidden, list) and all(isinstance(line, str) for line in hidden):
+        hidden = "\n".join(hidden)
+    cases = hidden if isinstance(hidden, list) else []
+    valid = all(isinstance(case, dict) and {"input", "output"} <= set(case) for case in cases)
+    if not isinstance(entry_point, str | None) or not isinstance(prompt, str) or not isinstance(public, str | list):
+        raise TaskError("meta.entry_point and meta.prompt must be strings, meta.public_tests text or a list")
+    if not isinstance(hidden, str | list) or not valid:
+        raise TaskError(f"meta.test must be text, a list of asserts or of {{input, output}}, got {hidden!r:.60}")
+    if task.source == "humaneval" and entry_point and isinstance(hidden, str):
+        if body and f"def {entry_point}(" not in body:  # the canonical body continues the prompt
+            body = prompt.rstrip("\n") + "\n" + body
+        helpers = _helpers(prompt, entry_point)
+        hidden = hidden if not hidden or hidden.startswith(helpers) else helpers + hidden
+        public = public or docstring_asserts(prompt, entry_point)
+    if task.source == "mbpp" and isinstance(hidden, str):
+        setup = [part for part in (meta.get("test_imports"), meta.get("test_setup_code")) if part]
+        hidden = "\n".join([*(part if isinstance(part, str) else "\n".join(part) for part in setup), hidden])
+        public = public or _first_assert(hidden)
+    kept = {key: value for key, value in meta.items() if key not in TEST_KEYS | {"entry_point", "prompt"}}
+    return replace(task, answers=(body,), entry_point=entry_point, public_tests=public, hidden_tests=hidden, meta=kept)
+
+
+def _input_output(value: object) -> tuple[str | None, list[dict]]:
+    """Return (fn_name, cases) of APPS' {inputs, outputs[, fn_name]} or its JSON text."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+        pairs, name = list(zip(value["inputs"], value["outputs"], strict=True)), value.get("fn_name")
+    except (ValueError, TypeError, KeyError) as error:
+        raise TaskError(f"meta.input_output must hold lists inputs and outputs of one length ({error!r:.70})") from None
+    if name is None:  # a list stands for the lines of the text
+        pairs = [[text if isinstance(text, str) else "\n".join(map(str, text)) for text in pair] for pair in pairs]
+    elif all(isinstance(wanted, list) and len(wanted) == 1 for _, wanted in pairs):
+        pairs = [(given, wanted[0]) for given, wanted in pairs]  # APPS wraps the returned value in a list
+    return name, [{"input": given, "output": wanted} for given, wanted in pairs]
+
+
+def _parse(text: str) -> list[ast.stmt]:
+    """Return the statements of a program, none where it does not parse: nothing can be learnt from it then."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's prompts
+            return ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+
+
+def _helpers(prompt: str, entry_point: str) -> str:
+    """Return imports and helper functions of a HumanEval prompt (a few checks call them), "" where it has no helper."""
+    others = [node for node in _parse(prompt) if getattr(node, "name", None) != entry_point]
+    has_helper = any(isinstance(node, ast.FunctionDef) for node in others)
+    return "".join(ast.unparse(node) + "\n" for node in others) if has_helper else ""
+
+
+def _first_assert(tests: str) -> str:
+    """Return the tests up to and including their first assert."""
+    body = _parse(tests)
+    end = next((i for i, node in enumerate(body, 1) if isinstance(node, ast.Assert)), 0)
+    return "\n".join(ast.get_source_segment(tests, node) or "" for node in body[:end])
+
+
+_BULLET = re.compile(r"^\s*(>>>|[*-] )?\s*(assert )?")
+_ARROW = re.compile(r"\)\s*(# *)?(==>|=>|==|=|->|➞|→|returns?\b|should return\b)")
+
+
+def docstring_asserts(prompt: str, entry_point: str) -> str:
+    """Turn a docstring's examples into asserts: `>>> f(x)` and its output, `f(x) == y`, `f(x) ==> y`, `f(x) -> y`.
+
+    Arguments and results must be literals; anything else is left out. So is ("Venus"), which may mean a tuple.
+    A docstring can be wrong (HumanEval/47 and /116 are); its asserts are then as wrong as the text to be solved.
+    """
+    functions = [node for node in _parse(prompt) if isinstance(node, ast.FunctionDef) and node.name == entry_point]
+    lines = (ast.get_docstring(functions[-1]) or "").splitlines() if functions else []
+    asserts = []
+    for i, line in enumerate(lines):
+        text = _BULLET.sub("", line)
+        if ">>>" in line and not _ARROW.search(text):  # doctest: the output is on the lines that follow
+            output = itertools.takewhile(lambda row: row.strip() and ">>>" not in row, lines[i + 1 :])
+            text += " == " + "\n".join(output)
+        text = _ARROW.sub(") ==", text, count=1).rstrip(" .;")
+        match _parse(text):
+            case [ast.Expr(ast.Compare(ast.Call(ast.Name(name)) as call, [ast.Eq()], [wanted]))] if name == entry_point:
+                vague = text.endswith(")") and isinstance(wanted, ast.Constant)
+                values = [*call.args, *(keyword.value for keyword in call.keywords), wanted]
+                if not vague and all(map(_is_literal, values)):
+                    asserts.append(f"assert {ast.unparse(call)} == {ast.unparse(wanted)}")
+    return "\n".join(asserts)
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------ toy tasks, CLI
+def toy_tasks(source: str, n: int, seed: int) -> list[Task]:
+    """Return items 0..n-1 of toy_math, toy_qa or toy_code, a pure function of its arguments (see toys.py)."""
+    if source not in toys.MAKERS or n < 0:
+        raise TaskError(f"toy tasks are {', '.join(toys.MAKERS)}, 0 or more of them; got {n} of {source!r}")
+    return [from_record(record) for record in toys.toy_records(source, n, seed)]
+
+
+def inspect(tasks: list[Task]) -> str:
+    """Describe tasks: counts, lengths, repetitions, missing tests, three examples."""
+    lengths = sorted(len(task.problem) for task in tasks)
+    percentiles = [f"p{p} {lengths[(len(lengths) - 1) * p // 100]}" for p in (0, 10, 50, 90, 99, 100)]
+    code = [task for task in tasks if task.kind == "code"]
+    counts = Counter((task.kind, task.source) for task in tasks)
+    rows = [f"{count:8}  {kind:6}  {source}" for (kind, source), count in sorted(counts.items())]
+    rows += [f"{len(tasks):8}  in all", "", f"problem length in characters: {', '.join(percentiles)}"]
+    rows += [f"repeated problems: {len(tasks) - len({(task.source, task.problem) for task in tasks})}"]
+    rows += [f"repeated ids: {sum(re.search('#[0-9]+$', task.id) is not None for task in tasks)}"]
+    rows += [f"code tasks without hidden tests: {sum(not task.hidden_tests for task in code)}"]
+    rows += [f"code tasks without public tests: {sum(not task.public_tests for task in code)}"]
+    for task in [tasks[i * len(tasks) // 3] for i in range(min(3, len(tasks)))]:
+        rows += ["", f"{task.id} ({task.source}, {task.kind})", f"  problem  {task.problem[:300]!r}"]
+        rows += [f"  answers  {str(task.answers)[:200]}"]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Inspect task files, or print toy tasks as JSONL."""
+    parser = argparse.ArgumentParser(description="Inspect task files; print toy tasks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("inspect", help="count, measure and show the tasks of JSONL files")
+    command.add_argument("files", nargs="+", metavar="FILE")
+    command = commands.add_parser("toy", help="print toy tasks as JSONL")
+    command.add_argument("source", choices=tuple(toys.MAKERS))
+    command.add_argument("-n", type=int, default=3, help="how many (default 3)")
+    command.add_argument("--seed", type=int, default=0, help="another seed, other tasks (default 0)")
+    args = parser.parse_args()
+    try:
+        if args.command == "inspect":
+            print(inspect(read_tasks(args.files)))
+        else:
+            for task in toy_tasks(args.source, args.n, args.seed):
+                print(json.dumps(to_record(task), ensure_ascii=False))
+        sys.stdout.flush()
+    except TaskError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except BrokenPipeError:  # `| head` has seen enough; keep the interpreter from flushing into it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Train a Flow-Director with CWRPO.
+
+    python train.py                                     no GPU, no server, no download; at most ten minutes on two cores
+    python train.py --data tasks/*.jsonl --steps 100    real tasks (FlowSteer-Dataset JSONL)
+    python train.py --out runs/default --resume         go on where a run was stopped or killed
+
+Each step samples whole conversations with the canvas (token in, token out), grades them, and takes one optimiser step on
+LoRA weights. Tasks and sampling seeds are pure functions of (seed, step, task, rollout, turn): to resume, nothing but
+weights, optimiser and step has to be restored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rewards import grade
+from tqdm import tqdm
+
+import baselines
+import report
+from backends import ExecutorError
+from cwrpo import UpdateConfig, group_advantages, uniform_groups, update
+from eval import evaluate, rollout_config, score_of, summarise, table
+from flags import (
+    PRESETS,
+    UsageError,
+    World,
+    add_shared_flags,
+    check_shared_flags,
+    load_policy,
+    load_tasks,
+    make_sampler,
+)
+from lora import add_lora, disable_lora, lora_parameters
+from metrics import commonest_workflows, rollout_metrics, trajectory_record
+from rollout import Job, Trajectory, rollout, turn_seed
+from rundir import RunDir
+from tasks import Task
+from warmstart import parse_rate
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, default=Path("runs/default"), help="run directory (default %(default)s)")
+    run.add_argument("--steps", type=int, default=60, help="optimiser steps (default %(default)s)")
+    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
+    run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
+    run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
+    run.add_argument("--no-baselines", action="store_true", help="skip the search for fixed and reachable workflows")
+
+    batch = parser.add_argument_group("batch")
+    batch.add_argument("--tasks-per-source", type=int, default=6, help="tasks of each source a step (default %(default)s)")
+    batch.add_argument("--rollouts-per-task", type=int, default=4, help="trajectories a task (default %(default)s)")
+    batch.add_argument("--group-by", choices=("source", "task"), default="task",
+                       help="rewards are compared within a source (CWRPO) or a task (GRPO) (default %(default)s)")
+    batch.add_argument("--skip-uniform-groups", action="store_true", help="leave groups of equal rewards out of the update")
+    batch.add_argument("--max-dropped", type=float, default=0.2, help="stop above this share of failures (default %(default)s)")
+
+    loss = parser.add_argument_group("loss and optimiser (paper Eq. 10)")
+    loss.add_argument("--lr", type=float, default=3e-3, help="peak; cosine to a tenth (default %(default)s)")
+    loss.add_argument("--warmup-steps", type=int, default=3, help="linear, from above zero (default %(default)s)")
+    loss.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's (default %(default)s)")
+    loss.add_argument("--max-grad-norm", type=float, default=1.0, help="clip above (default %(default)s)")
+    loss.add_argument("--epochs", type=int, default=1, help="optimiser steps per batch (default %(default)s)")
+    loss.add_argument("--clip-eps", type=float, default=0.2, help="ratio clip (default %(default)s)")
+    loss.add_argument("--clip-eps-high", type=float, help="another bound for the upper side (clip-higher)")
+    loss.add_argument("--kl-coef", type=float, default=0.005, help="beta of the k3 penalty (default %(default)s; 0: none)")
+    loss.add_argument("--entropy-coef", type=float, default=0.0, help="entropy bonus (default %(default)s)")
+    loss.add_argument("--loss-norm", choices=("trajectory", "token"), default="trajectory",
+                      help="mean over trajectories of token means (paper), or over all tokens (default %(default)s)")
+    loss.add_argument("--tis-cap", type=float, help="cap of the truncated trainer/sampler importance weight")
+    loss.add_argument("--no-mask", action="store_true", help="ablation: feedback tokens are trained too")
+    loss.add_argument("--micro-batch-tokens", type=int, default=16384, help="raise until it no longer fits (default %(default)s)")
+    loss.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more compute")
+
+    lora = parser.add_argument_group("LoRA")
+    lora.add_argument("--lora-rank", type=int, default=16, help="(default %(default)s)")
+    lora.add_argument("--lora-alpha", type=float, default=32.0, help="scale is alpha / rank (default %(default)s)")
+    lora.add_argument("--lora-dropout", type=float, default=0.0, help="above 0 the first ratio is not 1 (default %(default)s)")
+    lora.add_argument("--lora-targets", default="q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+                      help="(default %(default)s)")
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_flags(parser)
+    add_shared_flags(parser)
+    preset = parser.parse_known_args(arguments)[0].preset
+    parser.set_defaults(**PRESETS[preset])
+    args = parser.parse_args(arguments)
+    if args.resume:  # a run goes on with its own flags; only --steps may be raised
+        given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
+        if extra := given - {"--resume", "--out", "--steps"}:
+            raise UsageError(f"--resume takes the run's own flags; remove {', '.join(sorted(extra))}")
+        stored = RunDir(args.out).read_args()["flags"]
+        stored |= {"out": args.out, "resume": True} | ({"steps": args.steps} if "--steps" in given else {})
+        args = argparse.Namespace(**stored)
+    return args
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    check_shared_flags(args)
+    for name in ("steps", "tasks_per_source", "rollouts_per_task", "save_every", "epochs", "lora_rank", "micro_batch_tokens"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    if args.group_by == "task" and args.rollouts_per_task == 1:
+        raise UsageError("--group-by task with --rollouts-per-task 1: every group has one trajectory, every advantage is 0")
+    if args.lr <= 0:
+        raise UsageError(f"--lr is {args.lr}; it must be positive")
+
+
+# ---- a step's ingredients, pure in (seed, step) -----------------------------------------------------------------------
+
+
+def choose_jobs(pool: Sequence[Task], step: int, args: argparse.Namespace) -> list[Job]:
+    """The step's episodes. Each source is gone through in a new order an epoch, so that every task comes equally often."""
+    jobs = []
+    for source in sorted({task.source for task in pool}):
+        tasks = [task for task in pool if task.source == source]
+        for place in range(step * args.tasks_per_source, (step + 1) * args.tasks_per_source):
+            epoch, i = divmod(place, len(tasks))
+            task = tasks[random.Random(f"{args.seed}/{source}/{epoch}").sample(range(len(tasks)), len(tasks))[i]]
+            for rollout_index in range(args.rollouts_per_task):
+                seed = random.Random(f"{args.seed}/{step}/{place}/{task.id}/{rollout_index}").getrandbits(60)
+                jobs.append(Job(task, rollout_index, turn_seed(seed, 0)))
+    return jobs
+
+
+def learning_rate(step: int, args: argparse.Namespace) -> float:
+    """Linear warm-up that starts above zero, then cosine down to a tenth."""
+    if step < args.warmup_steps:
+        return args.lr * (step + 1) / (args.warmup_steps + 1)
+    progress = (step - args.warmup_steps) / max(args.steps - args.warmup_steps, 1)
+    return args.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def update_config(args: argparse.Namespace, vocab_limit: int) -> UpdateConfig:
+    names = ("clip_eps", "clip_eps_high", "kl_coef", "entropy_coef", "loss_norm", "tis_cap", "no_mask", "temperature",
+             "epochs", "max_grad_norm", "micro_batch_tokens")
+    return UpdateConfig(**{name: getattr(args, name) for name in names}, vocab_limit=vocab_limit)
+
+
+# ---- the run ----------------------------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Run all steps and return the summary. The main loop below is the whole algorithm."""
+    started = time.monotonic()
+    check_flags(args)
+    pool, held_out = load_tasks(args)
+    world = World(args)
+    out = RunDir(args.out)
+    if not args.resume:
+        out.create(environment(args))
+    model, tokenizer = load_policy(args)
+    torch.manual_seed(args.seed)  # LoRA's A matrices
+    add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets.split(","))
+    model.gradient_checkpointing = args.gradient_checkpointing
+    optimizer = torch.optim.AdamW(lora_parameters(model), lr=args.lr, weight_decay=args.weight_decay)
+    config = update_config(args, tokenizer.vocab_size)
+    sampler = make_sampler(args, model, tokenizer)
+    before = out.path / "before.json"
+    try:
+        if not before.exists():
+            taus = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="before")
+            out.write_json("before.json", {"rows": summarise(taus), "random": baselines.random_editor(
+                held_out, world.new_canvas, grade, args.seed), "parse_rate": parse_rate([t.text for u in taus for t in u.turns])})
+        start_step = out.restore(model, optimizer) if args.resume else 0
+        bar = tqdm(total=args.steps, initial=start_step, desc="training", unit="step", ncols=100, disable=None)
+        for step in range(start_step, args.steps):
+            began = time.monotonic()
+            sampler.load_adapter(None, version=step)  # the live weights: drops what older weights left in the cache
+            taus = rollout(choose_jobs(pool, step, args), sampler, tokenizer, world.new_canvas, world.score,
+                           rollout_config(args, world))
+            sampled = time.monotonic()
+            batch = select(taus, args)
+            optimizer.param_groups[0]["lr"] = learning_rate(step, args)
+            stats = update(model, optimizer, batch, config, disable_lora)
+            log(out, bar, step, taus, stats, began, sampled, args)
+            if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+                out.save(step + 1, model, optimizer)
+        bar.close()
+        sampler.load_adapter(None, version=args.steps)
+        after = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="after")
+    finally:
+        sampler.close()
+    return finish(out, args, after, pool, held_out, world, started)
+
+
+def select(taus: Sequence[Trajectory], args: argparse.Namespace) -> list[Trajectory]:
+    """Give every sound trajectory its advantage; stop when too many failed or none can teach anything."""
+    kept = [tau for tau in taus if not tau.dropped]
+    if len(taus) - len(kept) > args.max_dropped * len(taus) or not kept:
+        causes = sorted({f"{tau.dropped}: {tau.error or tau.grade.error}" for tau in taus if tau.dropped})
+        raise ExecutorError(f"{len(taus) - len(kept)} of {len(taus)} trajectories failed, more than --max-dropped "
+                            f"{args.max_dropped}; continue with --resume when this is mended: {'; '.join(causes[:3])}")
+    groups = [group_of(tau, args) for tau in kept]
+    rewards = [tau.reward for tau in kept]
+    for tau, advantage in zip(kept, group_advantages(rewards, groups).tolist(), strict=True):
+        tau.advantage = advantage
+    if args.skip_uniform_groups:
+        uniform = uniform_groups(rewards, groups)
+        kept = [tau for tau, group in zip(kept, groups, strict=True) if not uniform[group]] or kept
+    return kept
+
+
+def group_of(tau: Trajectory, args: argparse.Namespace) -> str:
+    return tau.task.source if args.group_by == "source" else tau.task.id
+
+
+def log(out: RunDir, bar: tqdm, step: int, taus: Sequence[Trajectory], stats: dict[str, float], began: float,
+        sampled: float, args: argparse.Namespace) -> None:
+    """Append the step to metrics.jsonl and trajectories.jsonl and show it."""
+    scored = [tau for tau in taus if not tau.dropped]
+    uniform = uniform_groups([tau.reward for tau in scored], [group_of(tau, args) for tau in scored])
+    now = time.monotonic()
+    seconds = {phase: sum(tau.seconds[phase] for tau in taus) for phase in ("policy", "executor", "grading")}
+    metrics = {"step": step, **rollout_metrics(taus), "uniform_groups": sum(uniform.values()) / len(uniform),
+               **{name: value for name, value in stats.items() if name != "trajectories"},
+               "tokens_per_second": sum(len(tau.tokens) for tau in taus) / (now - began),
+               **{f"seconds_{phase}": value for phase, value in seconds.items()},  # summed over trajectories
+               "seconds_rollout": sampled - began, "seconds_update": now - sampled, "seconds_step": now - began}
+    out.append("trajectories.jsonl", *(trajectory_record(tau, step) for tau in taus))
+    out.append("metrics.jsonl", metrics)
+    shown = {"R": metrics["reward"], "R_div=1": metrics["feasible_rate"], "acc": metrics["accuracy"],
+             "gnorm": metrics["grad_norm"], "uni": metrics["uniform_groups"]}
+    text = " ".join(f"{name} {value:.2f}" for name, value in shown.items()) + f" {metrics['tokens_per_second']:.0f} tok/s"
+    bar.set_postfix_str(text, refresh=False)
+    bar.update()
+    if bar.disable:  # no terminal: a line a step
+        print(f"step {step + 1}/{args.steps} {text}", flush=True)
+
+
+def environment(args: argparse.Namespace) -> dict[str, Any]:
+    """What args.json records: flags, versions, commit. Keys never stand in flags, only names of variables."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    return {"flags": flags, "python": platform.python_version(), "torch": torch.__version__,
+            "threads": torch.get_num_threads(), "commit": commit.stdout.strip() or "unknown"}
+
+
+def finish(out: RunDir, args: argparse.Namespace, after: Sequence[Trajectory], pool: Sequence[Task],
+           held_out: Sequence[Task], world: World, started: float) -> dict[str, Any]:
+    """Compare with the start and the baselines, write summary.json, the plots and the page, and print it all."""
+    metrics = out.read("metrics.jsonl")
+    before = json.loads((out.path / "before.json").read_text(encoding="utf-8"))
+    mean = {name: sum(row[name] for row in rows) / len(rows) for name, rows in
+            (("reward", metrics[-10:]), ("feasible_rate", metrics[-10:]), ("tokens_per_second", metrics))}
+    summary: dict[str, Any] = {
+        "seed": args.seed, "steps": args.steps, "wall_seconds": 0.0,
+        "reward_first10": sum(row["reward"] for row in metrics[:10]) / len(metrics[:10]), "reward_last10": mean["reward"],
+        "feasible_rate_last10": mean["feasible_rate"], "accuracy_random": before["random"],
+        "accuracy_warmstart": before["rows"][-1]["score"], "accuracy_trained": sum(map(score_of, after)) / len(after),
+        "accuracy_best_fixed": None, "accuracy_best_reachable": None, "tokens_per_second": mean["tokens_per_second"],
+        "trajectories": sum(row["trajectories"] for row in metrics), "commonest_workflow": commonest_workflows(after)}
+    if not args.no_baselines and world.backend.instant:
+        print("Searching for the best fixed and the best reachable workflows ...", flush=True)
+        fixed = baselines.best_fixed(pool, held_out, world.new_canvas, grade, summary["trajectories"], args.seed)
+        reachable = baselines.best_reachable(pool, held_out, world.new_canvas, grade)
+        summary |= {"accuracy_best_fixed": fixed.accuracy, "best_fixed": fixed.workflow, "best_reachable": reachable,
+                    "accuracy_best_reachable": sum(r["accuracy"] * r["tasks"] for r in reachable) / len(held_out)}
+    summary["wall_seconds"] = time.monotonic() - started
+    out.write_json("summary.json", summary)
+    report.write_curves([out.path], out.path / "curves.png")
+    report.write_report(out.path)
+    print_summary(out, summary, before, summarise(after), world)
+    return summary
+
+
+def print_summary(out: RunDir, summary: dict[str, Any], before: dict, after_rows: list, world: World) -> None:
+    simulated = " (simulated executor: a simulation, no LLM)" if "simulated" in world.backend.name else ""
+    print(f"\nHeld-out tasks before training{simulated}\n{table(before['rows'])}")
+    print(f"\nHeld-out tasks after training{simulated}\n{table(after_rows)}\n")
+    known = {name: summary[name] for name in ("accuracy_random", "accuracy_warmstart", "accuracy_trained",
+                                              "accuracy_best_fixed", "accuracy_best_reachable")}
+    for name, value in known.items():
+        print(f"{name:28s} {'not computed' if value is None else format(value, '.3f')}")
+    print(f"{'edits that parse at the start':28s} {before['parse_rate']:.3f}")
+    print(f"{'reward, first 10 -> last 10':28s} {summary['reward_first10']:.3f} -> {summary['reward_last10']:.3f}")
+    print(f"{'R_div = 1, last 10 steps':28s} {summary['feasible_rate_last10']:.3f}")
+    for kind, text in summary["commonest_workflow"].items():
+        print(f"commonest workflow for {kind:5s} {text or '(empty)'}")
+    print(f"\n{summary['trajectories']} trajectories, {summary['tokens_per_second']:.0f} tokens/s, "
+          f"{summary['wall_seconds']:.0f} s in all\nadapter {out.latest()}\nmetrics {out.path / 'metrics.jsonl'}\n"
+          f"plots   {out.path / 'curves.png'}\npage    {out.path / 'report.html'}")
+
+
+def main() -> None:
+    try:
+        train(parse_args())
+    except (ValueError, OSError, ExecutorError, FloatingPointError) as error:
+        sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("train.py: interrupted; continue with --resume")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Make the tiny default policy from nothing: tokenizer, tiny Qwen3, and imitation of a random legal editor.
+
+The result is an ordinary Hugging Face directory (config.json, model.safetensors, tokenizer.json), so that the tiny run
+takes the same code path as Qwen3-8B. Imitation teaches the grammar and not a strategy: the demonstrations are edits
+drawn uniformly at random among the legal ones (baselines.random_edit), on the toy tasks, with the canvas's real
+feedback between them. The held-out accuracy after it is that of the random editor.
+
+    python warmstart.py [--out DIR]        `python train.py` calls it when needed and keeps the result in runs/
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+
+import baselines
+import operators
+from backends import SimulatedBackend
+from canvas import Canvas, CanvasConfig
+from edits import Edit, parse_edit
+from policy import ChatTokenizer
+from qwen3 import Qwen3, Qwen3Config
+from tasks import Task, toy_tasks
+
+TOY_SOURCES = ("toy_math", "toy_qa", "toy_code")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# Qwen's pre-tokenizer: contractions, words, single digits, punctuation, line breaks, blanks.
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+VOCAB = 1024
+EPISODES = 480
+EPOCHS = 3
+BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many tokens
+PEAK_LR = 4e-3
+# A canvas for a policy that is too small to read descriptions: names only, short feedback, short episodes.
+CANVAS = CanvasConfig(max_turns=10, feedback_chars=240, problem_chars=600, brief=True)
+
+
+def tiny_config(vocab: int) -> Qwen3Config:
+    return Qwen3Config.from_dict({
+        "model_type": "qwen3", "vocab_size": vocab, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu",
+        "attention_bias": False})
+
+
+def make_tokenizer(texts: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE trained on canvas conversations, with Qwen's split rule and special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB - len(SPECIAL) - 2, show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")])
+    return tokenizer
+
+
+def demonstrate(task: Task, seed: int) -> list[tuple[str, str]]:
+    """One random episode as (who, text) pairs: system, user, then edit, feedback, edit, ..."""
+    rng = random.Random(f"{seed}/demonstration/{task.id}")
+    canvas = Canvas(task, operators.library(), SimulatedBackend(seed), CANVAS)
+    system, user = canvas.prompt()
+    episode = [("system", system), ("user", user)]
+    while not canvas.done:
+        text = baselines.random_edit(canvas, rng)
+        episode += [("edit", text), ("feedback", canvas.step(text).text)]
+    return episode[:-1]
+
+
+def encode(episode: list[tuple[str, str]], tokenizer: ChatTokenizer) -> tuple[list[int], list[int]]:
+    """(tokens, mask) framed as in a rollout; mask is 1 on the edits and their end-of-turn tokens."""
+    tokens = tokenizer.prompt_ids(episode[0][1], episode[1][1])
+    mask = [0] * len(tokens)
+    for who, text in episode[2:]:
+        edit = who == "edit"
+        ids = [*tokenizer.encode(text), tokenizer.end_id] if edit else tokenizer.feedback_ids(text, ended=True)
+        tokens += ids
+        mask += [int(edit)] * len(ids)
+    return tokens, mask
+
+
+def imitate(model: Qwen3, examples: list[tuple[list[int], list[int]]], seed: int, progress: bool = True) -> float:
+    """Train all weights on the masked tokens by cross-entropy; return the mean loss of the last epoch (nats a token)."""
+    rng = random.Random(f"{seed}/imitation")
+    batches = []
+    for tokens, mask in sorted(examples, key=lambda example: -len(example[0])):
+        if not batches or (len(batches[-1]) + 1) * len(batches[-1][0][0]) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append((tokens, mask))
+    steps = EPOCHS * len(batches)
+    decay, rest = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+                                  lr=PEAK_LR, betas=(0.9, 0.95))
+    warm_up = max(steps // 20, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+        (step + 1) / warm_up, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps))))
+    model.train()
+    losses: list[float] = []
+    for _ in tqdm(range(EPOCHS), desc="warm start", disable=not progress, unit="epoch"):
+        losses = []
+        for batch in rng.sample(batches, len(batches)):
+            T = len(batch[0][0])
+            ids = torch.tensor([tokens + [0] * (T - len(tokens)) for tokens, _ in batch])  # (B, T)
+            mask = torch.tensor([mask + [0] * (T - len(mask)) for _, mask in batch]).bool()  # (B, T)
+            states = model.hidden(ids)[:, :-1][mask[:, 1:]]  # (M, D): the state before each edit token predicts it
+            loss = F.cross_entropy(model.head(states), ids[mask])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+    model.eval()
+    return sum(losses) / len(losses)
+
+
+def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bool = True) -> dict:
+    """Make the tiny policy in `directory` (written whole or not at all). Returns what was measured."""
+    started = time.monotonic()
+    tasks = [task for source in TOY_SOURCES for task in toy_tasks(source, episodes // len(TOY_SOURCES), seed + 10**6)]
+    with ThreadPoolExecutor(4) as pool:  # programs of the simulated executor are really run, and take their time
+        demonstrations = list(tqdm(pool.map(lambda task: demonstrate(task, seed), tasks), total=len(tasks),
+                                   desc="random episodes", disable=not progress))
+    texts = [text for episode in demonstrations for _, text in episode]
+    temporary = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        make_tokenizer(texts).save(str(temporary / "tokenizer.json"))
+        (temporary / "tokenizer_config.json").write_text(json.dumps({
+            "tokenizer_class": "Qwen2TokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
+            "model_max_length": 4096}, indent=2))
+        tokenizer = ChatTokenizer(temporary)
+        torch.manual_seed(seed)
+        model = Qwen3(tiny_config(VOCAB))
+        loss = imitate(model, [encode(episode, tokenizer) for episode in demonstrations], seed, progress)
+        model.save_pretrained(temporary)
+        facts = {"parameters": sum(p.numel() for p in model.parameters()), "episodes": len(tasks),
+                 "edits": sum(who == "edit" for episode in demonstrations for who, _ in episode),
+                 "imitation_loss": loss, "seconds": time.monotonic() - started}
+        (temporary / "warmstart.json").write_text(json.dumps(facts, indent=2))
+        if directory.exists():  # another process was faster: both made the same
+            shutil.rmtree(temporary)
+        else:
+            temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return facts
+
+
+def tiny_policy(root: Path, seed: int = 0, progress: bool = True) -> Path:
+    """The directory of the tiny policy below `root`, made if it is not there. Its name changes with what made it."""
+    made_of = hashlib.sha256()
+    here = Path(__file__).parent
+    for name in ("warmstart.py", "baselines.py", "canvas.py", "edits.py", "graph.py", "operators.py", "simulated.py", "toys.py"):
+        made_of.update((here / name).read_bytes())
+    directory = root / f"tiny-{seed}-{made_of.hexdigest()[:12]}"
+    if not (directory / "model.safetensors").exists():
+        build(directory, seed, progress=progress)
+    return directory
+
+
+def parse_rate(texts: Sequence[str]) -> float:
+    """Share of sampled turns that read as an edit."""
+    return sum(isinstance(parse_edit(text), Edit) for text in texts) / max(len(texts), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the tiny default policy (about two minutes on two cores).")
+    parser.add_argument("--out", type=Path, default=None, help="directory to make (default: runs/tiny-SEED-HASH)")
+    parser.add_argument("--seed", type=int, default=0, help="of demonstrations and weights (default %(default)s)")
+    args = parser.parse_args()
+    if args.out is not None and args.out.exists():
+        parser.error(f"{args.out} exists; choose another --out or remove it")
+    if args.out is None:
+        args.out = tiny_policy(Path("runs"), args.seed)
+    else:
+        build(args.out, args.seed)
+    print(f"{args.out}: {(args.out / 'warmstart.json').read_text()}")
+
+
+if __name__ == "__main__":
+    main()
