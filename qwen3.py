@@ -331,7 +331,7 @@ class Qwen3(nn.Module):
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu",
                         dtype: torch.dtype = torch.float32) -> "Qwen3":
-        """Load a Hugging Face directory: config.json and model.safetensors, or shards with their index.
+        """Load a Hugging Face directory (config.json; model.safetensors, or shards with their index), in eval mode.
 
         Tensors are read, converted and moved one by one: the peak is the model plus one tensor. ValueError names
         missing, unknown and mis-shaped tensors; FileNotFoundError a missing file.
@@ -359,7 +359,7 @@ class Qwen3(nn.Module):
         embedding = model.model.embed_tokens.weight
         if spare_head is not None and not torch.equal(spare_head.to(embedding), embedding):
             raise ValueError(f"{directory}: config.json ties lm_head to the embedding, but lm_head.weight is different")
-        return model
+        return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors in Hugging Face names; each is a temporary file, then renamed."""

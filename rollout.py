@@ -177,7 +177,7 @@ class _Rollout:
         finally:                                     # after a normal end there is nothing left to cancel or to release
             for future in self.pending:
                 future.cancel()
-            self.pool.shutdown(cancel_futures=True)  # waits for the steps that run, so no thread outlives this call
+            self.pool.shutdown()                     # waits for the steps that run: no thread outlives this call
             for tau in self.taus:
                 if not tau.stop_reason:
                     self.sampler.release(id(tau))

@@ -62,6 +62,7 @@ NUMBERS = [
     ("42", r"\[x = 42\]", 1),
     ("42", "$$42$$", 1),
     ("42", "it costs $40, then $42", 0),  # pandoc's rule: these are prices
+    ("42", "it costs $42 $40", 0),
     ("42", "I found 42", 0),  # prose is not searched
     ("42", "the answer is 41 or 42", 0),  # two guesses
     ("42", "41, 42", 0),

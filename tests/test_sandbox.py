@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,8 @@ def test_every_end_of_a_program_has_its_status(code: str, status: str) -> None:
         "while True: pass",
         "import time; time.sleep(60)",
         "10 ** 10 ** 9",
-        "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except Exception: pass\nwhile True: pass",
+        "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except Exception: pass\n"
+        "while True: pass",
     ],
     ids=["busy", "sleep", "bigint", "signals"],
 )
@@ -282,20 +284,33 @@ os._exit(0)
     assert 8 < int(run_program(code).stdout) <= 32
 
 
-def test_nothing_survives_the_callers_death() -> None:
+def test_nothing_survives_the_death_of_the_caller_or_of_the_supervisor() -> None:
     mark = "1000" + marker()
-    code = f"import sandbox; sandbox.run_program({daemon_program(mark) + 'time.sleep(30)'!r}, timeout=30)"
     sleeper = "sleep\0" + mark
-    with subprocess.Popen([sys.executable, "-c", code]) as caller:
+    program = daemon_program(mark) + "time.sleep(30)"
+
+    def wait_for(present: bool) -> bool:
         deadline = time.monotonic() + 10
-        while not processes_with(sleeper) and time.monotonic() < deadline:
+        while bool(processes_with(sleeper)) != present and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert processes_with(sleeper)
+        return bool(processes_with(sleeper)) == present
+
+    code = f"import sandbox; sandbox.run_program({program!r}, timeout=30)"
+    with subprocess.Popen([sys.executable, "-c", code]) as caller:
+        assert wait_for(present=True)
         caller.kill()
-    deadline = time.monotonic() + 5
-    while processes_with(sleeper) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not processes_with(sleeper)
+    assert wait_for(present=False)
+    if {"bwrap", "namespaces"} & set(sandbox._layers()):
+        with ExitStack() as stack:
+            child = sandbox._start(stack, sandbox._layers(), "program", {"code": program}, 30.0)
+            assert wait_for(present=True)
+            child.process.kill()
+            assert wait_for(present=False)
+
+
+def test_with_landlock_or_bubblewrap_files_and_environments_are_closed() -> None:
+    if {"bwrap", "landlock"} & set(sandbox._layers()):
+        assert all(closed(what) for what in ("files", "writes", "environment"))
 
 
 def test_big_files_and_many_files_are_refused() -> None:
@@ -482,6 +497,12 @@ assert apply(lambda pair: pair.a, [pair]) == [9]
     assert result.passed, result
 
 
+def test_a_programs_object_has_no_protocol_by_which_it_could_act_for_a_value() -> None:
+    code = "class L:\n    __array__ = __deepcopy__ = lambda *a: 3\ndef f(): return L()"
+    for name in ("__array__", "__deepcopy__"):
+        assert run_tests(code, f"assert f() is not None and not hasattr(f(), '{name}')", "f").passed
+
+
 def test_tests_may_import_the_program_and_use_modules_unasked() -> None:
     tests = (
         "from solution import add\nimport solution\nassert math.isclose(add(1, 2), 3) and re.match('3', str(solution.add(1, 2)))"
@@ -559,6 +580,7 @@ ATTACKS = {
     "raise exit": "def add(*a): raise SystemExit(0)",
     "exit in call": "import os\ndef add(*a): os._exit(0)",
     "liar": LIAR % "object",
+    "plain liar": LIAR.replace("    __class__ = property(lambda s: int)\n", "") % "object",
     "int liar": LIAR % "int",
     "list liar": LIAR % "list",
     "builtins": "import builtins\nfor n in ('AssertionError', 'all', 'print', 'set'): setattr(builtins, n, lambda *a: True)\n"
@@ -570,11 +592,14 @@ ATTACKS = {
     "assertion": "def add(*a): raise AssertionError",
     "interrupt": "def add(*a): raise KeyboardInterrupt",
     "stdout": "print('[2, 2, \"\", true]')\n" + WRONG,
-    "all descriptors": "import os\nfor fd in range(256):\n    try: os.write(fd, b'[2, 2, \"\", true]\\n' * 9)\n    except OSError: pass\n"
+    "all descriptors": "import os\nfor fd in range(256):\n    try: os.write(fd, b'[2, 2, \"\", true]\\n' * 9)\n"
+    "    except OSError: pass\n"
     + WRONG,
-    "early answers": "import os, json\ndef add(*a):\n    m = json.dumps(['return', 3, None]).encode()\n    for fd in range(3, 99):\n"
+    "early answers": "import os, json\ndef add(*a):\n    m = json.dumps(['return', 3, None]).encode()\n"
+    "    for fd in range(3, 99):\n"
     "        try: os.write(fd, len(m).to_bytes(4, 'big') + m)\n        except OSError: pass\n    os._exit(0)",
-    "frames": "import gc, sys\ndef add(*a):\n    f = sys._getframe()\n    while f:\n        for v in list(f.f_locals.values()) + list(f.f_globals.values()):\n"
+    "frames": "import gc, sys\ndef add(*a):\n    f = sys._getframe()\n    while f:\n"
+    "        for v in list(f.f_locals.values()) + list(f.f_globals.values()):\n"
     "            if isinstance(v, str) and '== 3' in v: return 3\n        f = f.f_back\n"
     "    return 3 if any(isinstance(o, dict) and 'tests' in o and 'verdict' in o for o in gc.get_objects()) else None",
     "main": "import sys\nfor m in list(sys.modules.values()):\n    for n in ('Verdict', 'judge', 'AssertionError'):\n"
@@ -593,12 +618,12 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS, ids=ATTACKS)
 def test_a_dishonest_program_does_not_pass(attack: str) -> None:
     both = ADD_TESTS + CHECK + UNITTEST + "assert all(map(lambda x: add(1, 2) == 3, [1]))\nassert 3 in [add(1, 2)]\n"
-    both += "assert abs(add(1, 2) - 3) < 1e-6\nassert isinstance(add(1, 2), int)\n"
+    both += "assert abs(add(1, 2) - 3) < 1e-6\n"
     result = run_tests(ATTACKS[attack], both, "add", timeout=4)
     assert not result.passed, result
-    assert result.n_total >= 9, result
+    assert result.n_total >= 8, result
     assert result.error
-    assert result.n_passed <= 1, result  # "early answers" gets its first call answered as it wished, and no more
+    assert result.n_passed == (attack == "early answers"), result  # a guess may hit once, as any constant would
 
 
 @pytest.mark.parametrize(

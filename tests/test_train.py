@@ -1,0 +1,293 @@
+"""train.py and eval.py as their users run them: flags, errors, resume, determinism, learning."""
+
+import argparse
+import errno
+import json
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import eval as evaluation
+import train
+import warmstart
+from cwrpo import UpdateConfig, group_advantages, update
+from lora import add_lora, disable_lora, lora_parameters
+from policy import InProcessSampler
+from qwen3 import Qwen3
+from rollout import Job, RolloutConfig, Trajectory, rollout
+from rundir import RunDir, RunError
+from tasks import toy_tasks
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--tasks-per-source", "1", "--rollouts-per-task", "2", "--eval-tasks", "2", "--max-turns", "3", "--no-baselines",
+         "--save-every", "1", "--max-context", "1200"]
+TIMINGS = re.compile(r"seconds|tokens_per_second")
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, *map(str, words)]
+
+
+def fails(capsys: pytest.CaptureFixture, main: object, *words: object) -> str:
+    """Run a program's main with these arguments; it must end with a message and a non-zero exit, without a traceback."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["program", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+    message = exit_.value.code if isinstance(exit_.value.code, str) else capsys.readouterr().err
+    assert exit_.value.code not in (0, None)
+    assert "Traceback" not in message
+    return message
+
+
+# ---- pure functions of (seed, step) -----------------------------------------------------------------------------------
+
+
+def arguments(*words: object) -> argparse.Namespace:
+    return train.parse_args(list(map(str, words)))
+
+
+def test_jobs_are_a_pure_function_of_seed_and_step() -> None:
+    args, pool = arguments("--tasks-per-source", 3, "--rollouts-per-task", 2), toy_tasks("toy_math", 7, 0)
+    assert train.choose_jobs(pool, 5, args) == train.choose_jobs(pool, 5, args)
+    assert train.choose_jobs(pool, 5, args) != train.choose_jobs(pool, 6, args)
+
+
+def test_every_task_comes_equally_often() -> None:
+    args, pool = arguments("--tasks-per-source", 3, "--rollouts-per-task", 2), toy_tasks("toy_qa", 7, 0)
+    counts = Counter(job.task.id for step in range(14) for job in train.choose_jobs(pool, step, args))
+    assert set(counts.values()) == {2 * 3 * 14 // 7}
+
+
+def test_no_two_rollouts_of_a_step_share_a_seed() -> None:
+    args, pool = arguments("--tasks-per-source", 4, "--rollouts-per-task", 3), toy_tasks("toy_code", 3, 0)  # tasks repeat
+    seeds = [job.seed for step in range(3) for job in train.choose_jobs(pool, step, args)]
+    assert len(set(seeds)) == len(seeds) == 36
+
+
+def test_warm_up_starts_above_zero_and_the_schedule_ends_at_a_tenth() -> None:
+    args = arguments("--lr", 1.0, "--warmup-steps", 3, "--steps", 10)
+    rates = [train.learning_rate(step, args) for step in range(11)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[10] == pytest.approx(0.1)
+    assert all(earlier > later for earlier, later in zip(rates[3:], rates[4:], strict=False))
+
+
+# ---- flags and errors -------------------------------------------------------------------------------------------------
+
+
+def test_every_flag_is_read() -> None:
+    """A flag that no code reads promises something that does not happen."""
+    sources = {name: (ROOT / f"{name}.py").read_text() for name in ("train", "eval", "flags")}
+    code = re.sub(r"add_argument\(.*", "", "\n".join(sources.values()))
+    flags = re.findall(r'add_argument\("--([a-z-]+)"', "\n".join(sources.values()))
+    assert len(flags) > 40
+    for flag in flags:
+        name = flag.replace("-", "_")
+        read = re.search(rf"(args|first)\.{name}\b", code) or re.search(rf'names = [^)]*"{name}"', code)
+        assert read, f"--{flag} is never read"
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py", "canvas.py", "report.py", "tasks.py", "warmstart.py", "lora.py"])
+def test_help_runs(program: str) -> None:
+    done = subprocess.run(command(ROOT / program, "--help"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--data", "no_such_file.jsonl"], "no_such_file.jsonl"),
+    (["--operators", "Plan,Programmr"], "Programmr"),
+    (["--rollouts-per-task", 1, "--group-by", "task"], "--rollouts-per-task 1"),
+    (["--executor-url", "http://127.0.0.1:1"], "--executor-model"),
+    (["--replay"], "--executor-cache"),
+    (["--temperature", 0], "--temperature"),
+    (["--top-p", 1.5], "--top-p"),
+    (["--steps", 0], "--steps"),
+    (["--feedback-chars", 50], "--feedback-chars"),
+    (["--reward-weights", "1,2"], "--reward-weights"),
+    (["--finish-rules", "checker,magic"], "magic"),
+    (["--model", "no_such_model"], "no_such_model"),
+    (["--operator-file", "no_such_ops.py"], "no_such_ops.py"),
+    (["--resume"], "args.json"),
+])
+def test_bad_flags_get_one_clear_message(words: list, expected: str, tmp_path: Path,
+                                         capsys: pytest.CaptureFixture) -> None:
+    assert expected in fails(capsys, train.main, "--out", tmp_path / "run", *words)
+
+
+def test_a_malformed_data_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"problem": "1+1?", "ground_truth": "2", "source": "gsm8k"}\n{"problem": oops\n')
+    assert f"{file}:2" in fails(capsys, train.main, "--out", tmp_path / "run", "--data", file)
+
+
+def test_an_empty_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "no tasks" in fails(capsys, train.main, "--out", tmp_path / "run", "--data", tmp_path / "empty.jsonl")
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "metrics.jsonl").write_text("precious\n")
+    assert "--resume" in fails(capsys, train.main, "--out", tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
+
+
+def test_an_unreadable_checkpoint_is_named(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create({"flags": {}})
+    checkpoint = run.path / "checkpoints" / "step_000001"
+    checkpoint.mkdir()
+    (checkpoint / "adapter_config.json").write_text("{torn")
+    (run.path / "latest").write_text("checkpoints/step_000001\n")
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(RunError, match="step_000001"):
+        run.restore(model, torch.optim.SGD(model.parameters(), lr=1.0))
+
+
+def test_a_full_disk_ends_the_run_with_a_message_and_keeps_the_checkpoint(
+        tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = RunDir.append
+
+    def full(self: RunDir, name: str, *records: dict) -> None:
+        if name == "metrics.jsonl" and records[0]["step"] == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path / name))
+        append(self, name, *records)
+
+    monkeypatch.setattr(RunDir, "append", full)
+    out = tmp_path / "run"
+    assert "No space left" in fails(capsys, train.main, "--out", out, "--model", tiny_model, "--steps", 2, *SMALL)
+    assert (out / "latest").read_text() == "checkpoints/step_000001\n"
+
+
+# ---- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, tiny_model: Path) -> None:
+    """SIGKILL at three moments, then --resume: weights and logs equal those of a run that was left alone."""
+    words = ["--model", tiny_model, "--steps", 4, *SMALL]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(ROOT / "train.py", "--out", whole, *words), check=True, capture_output=True, timeout=300)
+    rng = random.Random(0)
+    for attempt in range(3):
+        start = words if not (killed / "args.json").exists() else ["--resume"]
+        process = subprocess.Popen(command(ROOT / "train.py", "--out", killed, *start), stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(RunDir(killed).read("metrics.jsonl")) <= attempt and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(rng.random())  # into the next step, somewhere
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(ROOT / "train.py", "--out", killed, "--resume"), check=True, capture_output=True, timeout=300)
+    weights = [load_file(run / "checkpoints/step_000004/adapter_model.safetensors") for run in (whole, killed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
+    logs = [[{k: v for k, v in row.items() if not TIMINGS.search(k)} for row in RunDir(run).read("metrics.jsonl")]
+            for run in (whole, killed)]
+    assert logs[0] == logs[1]
+    assert [row["step"] for row in logs[1]] == [0, 1, 2, 3]
+    summary = json.loads((killed / "summary.json").read_text())
+    assert summary["trajectories"] == 4 * 3 * 2
+
+
+def test_eval_prints_a_table_and_writes_it(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--model", str(tiny_model), "--eval-tasks", "2", "--out",
+                                      str(tmp_path / "e"), "--max-turns", "3", "--max-context", "1200"])
+    evaluation.main()
+    shown = capsys.readouterr().out
+    assert "toy_code" in shown
+    assert "a simulation, no LLM" in shown
+    assert len(json.loads((tmp_path / "e/eval.json").read_text())["rows"]) == 4
+
+
+def test_the_interval_averages_runs_of_a_task_before_it_resamples_tasks() -> None:
+    """Two tasks, one always right and one always wrong: the mean is 0.5, and resampled means are 0, 0.5 or 1."""
+    def tau(task: str, score: float) -> Trajectory:
+        return Trajectory(SimpleNamespace(id=task), 0, stop_reason="finished", grade=SimpleNamespace(score=score, error=""))
+
+    assert evaluation.interval([tau("a", 1.0)] * 50 + [tau("b", 0.0)] * 2) == (0.5, 0.0, 1.0)
+
+
+# ---- learning ---------------------------------------------------------------------------------------------------------
+
+
+class Parrot:
+    """A canvas of one turn, whose reward is the share of the letter e in what the policy says."""
+
+    def prompt(self) -> tuple[str, str]:
+        return "Say e.", "Now."
+
+    def step(self, text: str) -> SimpleNamespace:
+        self.said = text
+        return SimpleNamespace(text="", ok=True, done=True, stop_reason="finished", error="", info={})
+
+
+def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
+    """The whole path - sampler, rollout, advantages, loss, optimiser - on a task that a person can check."""
+    from policy import ChatTokenizer
+
+    tokenizer, model = ChatTokenizer(tiny_model), Qwen3.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    add_lora(model, 8, 16, 0.0, ("q_proj", "v_proj", "up_proj", "down_proj"))
+    optimizer = torch.optim.AdamW(lora_parameters(model), lr=1e-2, weight_decay=0.0)
+    sampler = InProcessSampler(model, tokenizer.end_id, vocab_limit=tokenizer.vocab_size, max_context=512)
+
+    def score(tau: Trajectory) -> None:
+        tau.reward = tau.canvas.said.count("e") / max(len(tau.canvas.said), 1)
+
+    means = []
+    for step in range(12):
+        sampler.load_adapter(None, version=step)
+        taus = rollout([Job(step, i, 100 * step + i) for i in range(24)], sampler, tokenizer, lambda task: Parrot(), score,
+                       RolloutConfig(max_context=512, max_new_tokens=12, min_new_tokens=1, lockstep=True))
+        rewards = [tau.reward for tau in taus]
+        for tau, advantage in zip(taus, group_advantages(rewards, [0] * len(taus)).tolist(), strict=True):
+            tau.advantage = advantage
+        update(model, optimizer, taus, UpdateConfig(vocab_limit=tokenizer.vocab_size), disable_lora)
+        means.append(sum(rewards) / len(rewards))
+    sampler.close()
+    assert max(means[-3:]) > means[0] + 0.2, means
+
+
+def test_random_edits_are_what_the_warm_start_imitates(tiny_model: Path) -> None:
+    """The demonstrations hold legal edits alone: their canvas accepted every one of them."""
+    for task in toy_tasks("toy_math", 5, 3):
+        episode = warmstart.demonstrate(task, 0)
+        answers = [text for who, text in episode if who == "feedback"]
+        assert all(text.startswith("OK") for text in answers)
+    assert json.loads((tiny_model / "warmstart.json").read_text())["episodes"] == 30
+
+
+# ---- README -----------------------------------------------------------------------------------------------------------
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
+
+
+def test_readme_names_only_files_that_exist() -> None:
+    programs = {word for line in readme_commands() for word in line.split() if re.fullmatch(r"[\w/]+\.(py|sh|txt)", word)}
+    assert "train.py" in programs
+    assert [name for name in programs if not (ROOT / name).exists() and name != "my_ops.py"] == []
+
+
+@pytest.mark.parametrize("line", [line for line in readme_commands() if line.startswith(("python train.py", "python eval.py"))])
+def test_readme_commands_have_flags_that_exist(line: str) -> None:
+    words = shlex.split(line)
+    parse = train.parse_args if words[1] == "train.py" else evaluation.parse_args
+    if "--resume" not in words:
+        parse(words[2:])
