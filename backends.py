@@ -131,8 +131,9 @@ class OpenAIBackend:
         self._session = requests.Session()
         self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=concurrency))
         self._session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=concurrency))
-        if api_key_env:
-            self._session.headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
+        self._key = os.environ[api_key_env] if api_key_env else ""
+        if self._key:
+            self._session.headers["Authorization"] = f"Bearer {self._key}"
         self._slots = threading.BoundedSemaphore(concurrency)
         self._lock = threading.Lock()
         self._in_flight = dict.fromkeys(self.urls, 0)
@@ -154,7 +155,7 @@ class OpenAIBackend:
 
     def _wait(self, attempt: int, why: str) -> float:
         """Exponential backoff with jitter, or what the server's Retry-After asked for, at most a minute."""
-        asked = re.search(r"retry after ([0-9.]+)", why)
+        asked = re.search(r": HTTP \d+, retry after (\d+(?:\.\d+)?)$", why, re.ASCII)
         return min(60.0, float(asked.group(1)) if asked else 0.5 * 2**attempt * (0.5 + random.random()))
 
     def _post(self, body: dict[str, Any]) -> tuple[Reply | None, str]:
@@ -165,7 +166,7 @@ class OpenAIBackend:
             url = min(alive, key=self._in_flight.__getitem__)
             self._in_flight[url] += 1
         try:
-            answer = self._session.post(f"{url}/chat/completions", json=body, timeout=self.timeout)
+            answer = self._session.post(f"{url}/chat/completions", json=body, timeout=self.timeout, allow_redirects=False)
         except self._errors as error:
             with self._lock:
                 self._dead_until[url] = time.monotonic() + 10  # others take over; tried again after that
@@ -175,12 +176,15 @@ class OpenAIBackend:
                 self._in_flight[url] -= 1
         if answer.status_code in RETRY_STATUS:
             after = answer.headers.get("Retry-After", "")
-            return None, f"{url}: HTTP {answer.status_code}" + (f", retry after {after}" if after[:1].isdigit() else "")
+            return None, f"{url}: HTTP {answer.status_code}" + (f", retry after {after}" if after else "")
+        text = answer.content.decode("utf-8", "replace")
+        if self._key:  # servers quote it: "incorrect API key: ..."
+            text = text.replace(self._key, "***")
         if answer.status_code != 200:
-            raise ExecutorError(f"{url}: HTTP {answer.status_code}: {answer.text[:300]} (model {self.model!r})")
-        return self._read(url, answer.content)
+            raise ExecutorError(f"{url}: HTTP {answer.status_code}: {text[:300]} (model {self.model!r})")
+        return self._read(url, text)
 
-    def _read(self, url: str, content: bytes) -> tuple[Reply | None, str]:
+    def _read(self, url: str, content: str) -> tuple[Reply | None, str]:
         try:
             data = json.loads(content)
             text = data["choices"][0]["message"]["content"]
@@ -188,9 +192,11 @@ class OpenAIBackend:
             return None, f"{url}: the answer is not a chat completion: {content[:200]!r}"
         if not isinstance(text, str) or not text.strip():
             return None, f"{url}: the answer has no content"
-        usage = data.get("usage") or {}
-        spent = Usage(1, 0, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)), dollars=None)
-        if self.prices and usage:
+        usage = data["usage"] if isinstance(data.get("usage"), dict) else {}
+        tokens = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+        known = all(isinstance(n, int) for n in tokens)
+        spent = Usage(1, 0, *(tokens if known else (0, 0)), dollars=None)
+        if self.prices and known:
             spent.dollars = (spent.prompt_tokens * self.prices[0] + spent.completion_tokens * self.prices[1]) / 1e6
         return Reply(text, spent), ""
 

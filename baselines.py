@@ -3,8 +3,8 @@
 * `random_edit` picks uniformly among the kinds of edit that are legal now, then uniformly among their arguments. It knows
   the grammar and nothing else; the warm start imitates it, and its accuracy is the floor.
 * `best_fixed` is what a random editor finds in a given number of episodes when one workflow must serve every task.
-* `best_reachable` searches a family of several hundred workflows for each source and level, on training tasks, and
-  scores the winners on the held-out ones. It is a lower bound of what any policy could reach, and it is computed.
+* `best_reachable` searches a family of several hundred workflows for each source, on training tasks, and scores the
+  winners on the held-out ones: the best that a policy can do which tells sources apart and nothing else.
 
 Standard library only; runs the same canvas, operators, sandbox and graders as training does.
 """
@@ -98,9 +98,9 @@ def _accuracies(workflows: Sequence[str], tasks: Sequence[Task], new_canvas: New
     return [sum(scores[i * n:(i + 1) * n]) / n for i in range(len(workflows))]
 
 
-def _halving(workflows: Sequence[str], tasks: Sequence[Task], new_canvas: NewCanvas, grade: Grader, first: int = 6) -> str:
+def _halving(workflows: Sequence[str], tasks: Sequence[Task], new_canvas: NewCanvas, grade: Grader, first: int = 8) -> str:
     """Successive halving: all workflows on a few tasks, the better quarter on four times as many, and so on."""
-    left, n = list(workflows), first
+    left, n = list(workflows), min(first, len(tasks))
     while len(left) > 1:
         accuracies = _accuracies(left, tasks[:n], new_canvas, grade)
         order = sorted(range(len(left)), key=lambda i: (-accuracies[i], len(left[i])))  # ties: the shorter workflow
@@ -128,7 +128,7 @@ def best_fixed(train: Sequence[Task], held_out: Sequence[Task], new_canvas: NewC
 
 
 def family(has_code_tests: bool) -> list[str]:
-    """Several hundred workflows: every combination of preparation, solving, checking with repair, and formatting."""
+    """A few hundred workflows: every combination of preparation, solving, checking with repair, and formatting."""
     prepare = ("", "Plan", "Decompose", "Plan -> Decompose")
     solve = ("Programmer", "Custom", "AnswerGenerate", "[Programmer, Custom] -> Aggregate",
              "[Custom, AnswerGenerate] -> Aggregate", "[Programmer, Custom, AnswerGenerate] -> ScEnsemble",
@@ -138,20 +138,17 @@ def family(has_code_tests: bool) -> list[str]:
     if has_code_tests:
         repair += ["(Test ? Revise : done)", "(Test -> Revise) * 3", "(Test -> Revise) * 8",
                    "(Test -> Revise) * 8 -> (Review -> Revise) * 3", "(Test -> Revise) * 8 -> (Review ? Revise : done)"]
-    formats = ("", "Format")
-    return [" -> ".join(part for part in parts if part) for parts in itertools.product(prepare, solve, repair, formats)]
+    return [" -> ".join(filter(None, parts)) for parts in itertools.product(prepare, solve, repair, ("Format",))]
 
 
 def best_reachable(train: Sequence[Task], held_out: Sequence[Task], new_canvas: NewCanvas, grade: Grader) -> list[dict]:
-    """Search the family for each source and level. Returns rows {source, level, workflow, accuracy, tasks}."""
+    """Search the family for each source. Returns rows {source, workflow, accuracy, tasks}."""
     rows = []
-    cells = sorted({(task.source, task.meta.get("level", 0)) for task in held_out})
-    for source, level in cells:
-        mine, theirs = ([t for t in tasks if (t.source, t.meta.get("level", 0)) == (source, level)]
-                        for tasks in (train, held_out))
-        best = _halving(family(any(t.public_tests for t in theirs)), mine or theirs, new_canvas, grade)
+    for source in sorted({task.source for task in held_out}):
+        mine, theirs = ([task for task in tasks if task.source == source] for tasks in (train, held_out))
+        best = _halving(family(any(task.public_tests for task in theirs)), mine or theirs, new_canvas, grade)
         accuracy = _accuracies([best], theirs, new_canvas, grade)[0]
-        rows.append({"source": source, "level": level, "workflow": best, "accuracy": accuracy, "tasks": len(theirs)})
+        rows.append({"source": source, "workflow": best, "accuracy": accuracy, "tasks": len(theirs)})
     return rows
 
 

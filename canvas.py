@@ -20,16 +20,15 @@ import json
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from sandbox import SandboxError
 
 import operators
 from backends import Backend, ExecutorError, Request, SimulatedBackend, Usage
 from edits import FORMS, Edit, InvalidEdit, parse_edit, strip_tags
 from graph import Graph, GraphError, Node, Stage
 from operators import Context, Operator, Result
+from sandbox import SandboxError
 from tasks import Task, toy_tasks
 
 __all__ = ["Canvas", "CanvasConfig", "Edit", "Feedback", "Graph", "InvalidEdit", "parse_edit"]
@@ -94,12 +93,8 @@ class Canvas:
         assert not self.done, "step() after the episode's end"
         self.turn += 1
         self.ran_last = []
-        said = self._edit_or_prompt(text)
         try:
-            return self._accept(said)
-        except GraphError as error:
-            form = FORMS[said.structure if said.action == "add" and said.structure != "operator" else said.action]
-            return self._feedback(f"Invalid edit: {error}. Form: {form}", ok=False, edit=said.action, invalid=True)
+            return self._accept(self._edit_or_prompt(text))
         except (ExecutorError, SandboxError) as error:
             self.done = True
             info = {"edit": "", "workflow": self.graph.to_text(ids=True), "executed": self.ran_last}
@@ -117,10 +112,14 @@ class Canvas:
 
     def _accept(self, said: Edit | InvalidEdit) -> Feedback:
         if isinstance(said, InvalidEdit):
-            return self._feedback(f"Invalid edit: {said.reason}. Form: {said.form}", ok=False, edit="", invalid=True)
+            return self._feedback(f"Invalid edit: {said.reason}.", ok=False, edit="", form=said.form)
         if said.action == "finish":
             return self._finish(said)
-        done = self._apply(said)
+        try:
+            done = self._apply(said)
+        except GraphError as error:
+            form = FORMS[said.action if said.structure == "operator" else said.structure]
+            return self._feedback(f"Invalid edit: {error}.", ok=False, edit=said.action, form=form)
         if said.ignored:
             done += " Only the first edit of a turn counts; the rest was ignored."
         if self.pending:
@@ -237,26 +236,16 @@ class Canvas:
 
     def _run_parallel(self, stage: Stage, state: dict[str, Any]) -> dict[str, Any]:
         """All branches start from the same state, run concurrently, and are merged in their order."""
-        if len(self._stale(stage.nodes, state)) > 1:
-            with ThreadPoolExecutor(len(stage.nodes)) as pool:
-                results = list(pool.map(lambda node: self._run_node(node, state), stage.nodes))
-        else:
-            results = [self._run_node(node, state) for node in stage.nodes]
+        with ThreadPoolExecutor(len(stage.nodes)) as pool:  # a branch that is up to date costs it nothing
+            results = list(pool.map(lambda node: self._run_node(node, state), stage.nodes))
         order = {node.id: i for i, node in enumerate(stage.nodes)}
         self.ran_last.sort(key=lambda name: order.get(name, -1))  # threads finish in any order; the record does not
-        merged = dict(state)
+        merged, notes = state, {}
         for node, result in zip(stage.nodes, results, strict=True):
-            own = dict(result.writes)
-            for key in ("plan", "subproblems", "feedback"):  # notes of several branches stand side by side
-                if own.get(key) and merged[key] != state[key]:
-                    own[key] = f"{merged[key]}\n{own[key]}".strip()
-                elif key in own and not own[key] and merged[key] != state[key]:
-                    own.pop(key)
-            merged = _merge(merged, replace(result, writes=own), self.library[node.operator])
-        return merged
-
-    def _stale(self, nodes: list[Node], state: dict[str, Any]) -> list[Node]:
-        return [node for node in nodes if self._memo.get((node.id, 0), ("",))[0] != self._content(node, state)[0]]
+            merged = _merge(merged, result, self.library[node.operator])
+            for key in {"plan", "subproblems", "feedback"} & set(() if result.error else result.writes):
+                notes.setdefault(key, []).append(result.writes[key])
+        return merged | {key: "\n".join(filter(None, texts)) for key, texts in notes.items()}  # notes stand side by side
 
     def _content(self, node: Node, state: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
         """(hash, prompt, inputs) of what decides a node's result."""
@@ -290,7 +279,7 @@ class Canvas:
         """(system, user) texts that open the conversation."""
         return system_prompt(self.library, self.config), _middle(self.task.problem, self.config.problem_chars)
 
-    def _feedback(self, status: str, ok: bool, edit: str, stop_reason: str | None = None, *, invalid: bool = False,
+    def _feedback(self, status: str, ok: bool, edit: str, stop_reason: str | None = None, *, form: str = "",
                   refused: bool = False) -> Feedback:
         if stop_reason is None and self.turn >= self.config.max_turns:
             self.run_graph()  # whatever was waiting for a prompt still counts
@@ -298,11 +287,12 @@ class Canvas:
         self.done = stop_reason is not None
         failed = [name for name in dict.fromkeys(self.ran_last) if self.results[name].error]
         info = {"edit": edit, "workflow": self.graph.to_text(ids=True), "executed": list(self.ran_last), "failed": failed,
-                "invalid": invalid, "refused": refused}
-        return Feedback(self._feedback_text(_safe(status)), ok, self.done, stop_reason, info=info)
+                "invalid": bool(form), "refused": refused}
+        return Feedback(self._feedback_text(_safe(status), form and f" Form: {form}"), ok, self.done, stop_reason, info=info)
 
-    def _feedback_text(self, status: str) -> str:
-        """Status, workflow, counts and turn always; the newest results share what is left of the budget."""
+    def _feedback_text(self, status: str, form: str) -> str:
+        """Status, workflow, counts and turn always; the newest results share what is left of the budget. `status` may
+        quote the policy and is made safe; `form` (of an invalid edit) is our own, and is shown whole or not at all."""
         names = self.graph.operators()
         roles = {self.library[name].role for name in names}
         has = ["checker"] * ("check" in roles) + ["format"] * ("format" in roles) + list(dict.fromkeys(self.graph.structures()))
@@ -311,8 +301,12 @@ class Canvas:
         if missing := self._missing_for_finish():
             tail += f" Before finish: {', '.join(missing)}."
         budget = self.config.feedback_chars
-        workflow = f"Workflow: {_middle(self.graph.to_text(ids=True) or '(empty)', budget // 2)}"
-        status = _middle(status, budget - len(workflow) - len(tail) - 2)
+        tail = _middle(tail, budget // 2)
+        room = budget - len(tail) - len("\nWorkflow: \n") - min(len(status), 24)
+        workflow = f"Workflow: {_middle(self.graph.to_text(ids=True) or '(empty)', min(room, budget // 2))}"
+        room = budget - len(workflow) - len(tail) - 2
+        fits = len(form) + min(len(status), 24) <= room
+        status = _middle(status, room - len(form)) + form if fits else _middle(status, room)
         room = budget - len(status) - len(workflow) - len(tail) - 2
         lines = []
         for name in reversed(dict.fromkeys(self.ran_last)):  # the newest first: it is what the edit was for
@@ -341,17 +335,14 @@ def _middle(text: str, width: int) -> str:
     """Cut in the middle: beginnings name things, ends hold answers."""
     if len(text) <= width:
         return text
-    if width < 8:
-        return text[: max(width, 0)]
+    assert width >= 8, f"width is {width}, which holds no text"
     left = (width - 5) // 2
     return f"{text[:left]} ... {text[len(text) - (width - 5 - left):]}"
 
 
 def _safe(text: str) -> str:
     """Data in feedback cannot pass for a tag of ours or for a special token; only tag-like `<` are replaced."""
-    ours = "|".join(re.escape(form) for form in FORMS.values())
-    return "".join(part if part in FORMS.values() else re.sub(r"<(?=[/|A-Za-z])", "‹", part)
-                   for part in re.split(f"({ours})", text))
+    return re.sub(r"<(?=[/|A-Za-z])", "‹", text)
 
 
 def system_prompt(library: dict[str, Operator], config: CanvasConfig) -> str:

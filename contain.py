@@ -86,8 +86,10 @@ def build_landlock(config: dict) -> None:
     attributes = struct.pack("=QQQ", everything, 3, 3)[:8 if abi < 4 else 16 if abi < 6 else 24]
     config["ruleset"] = kernel("syscall", 444, attributes, len(attributes), 0)
     devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
-    for path, rights in [(config["workdir"], everything), *((path, 0b1101) for path in config["readable"]),
-                         *((path, 0b110) for path in devices)]:
+    private = ["/dev/shm"] if "bwrap" in config["layers"] else []  # for multiprocessing; at the weak level it is workdir
+    rules = {**dict.fromkeys(devices, 0b110), **dict.fromkeys(config["readable"], 0b1101),
+             **dict.fromkeys([config["workdir"], *private], everything)}
+    for path, rights in rules.items():
         if os.path.exists(path):
             fd = os.open(path, 0o10000000)  # O_PATH
             rights &= everything if os.path.isdir(path) else 0b111

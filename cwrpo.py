@@ -39,7 +39,7 @@ def uniform_groups(rewards: Sequence[float] | Tensor, groups: Sequence[Hashable]
     The share of uniform groups, the first number to read when the loss is 0, is the mean of the values.
     """
     seen: dict[Hashable, set[float]] = {}
-    for reward, group in zip(torch.as_tensor(rewards).tolist(), groups, strict=True):
+    for reward, group in zip(torch.as_tensor(rewards, dtype=torch.float64).tolist(), groups, strict=True):
         seen.setdefault(group, set()).add(reward)
     return {group: len(values) == 1 for group, values in seen.items()}
 
@@ -94,7 +94,7 @@ def token_logprobs(model: nn.Module, ids: Tensor, mask: Tensor, temperature: flo
     scores = []
     for start in range(0, max(len(targets), 1), chunk):      # once even if nothing is masked: backward needs a graph
         part = states[start:start + chunk], targets[start:start + chunk]
-        # reentrant checkpointing gives no gradient when its inputs need none, as under a frozen embedding
+        # not reentrant: that kind gives no gradient at all when its inputs need none (only the head is trained)
         grad = torch.is_grad_enabled()
         scores.append(checkpoint(score_chunk, *part, use_reentrant=False) if grad else score_chunk(*part))
     logprobs, entropy = (torch.cat(column) for column in zip(*scores, strict=True))  # (M,)
@@ -202,7 +202,8 @@ def micro_batches(trajectories: Sequence[Trajectory], max_tokens: int) -> list[l
             batches[-1].append(tau)
         else:
             batches.append([tau])
-    assert sum(map(len, batches)) == len(trajectories), f"{len(trajectories)} trajectories went in, {batches} came out"
+    n = sum(map(len, batches))
+    assert n == len(trajectories), f"{len(trajectories)} trajectories went in, {n} came out"
     return batches
 
 
@@ -214,7 +215,7 @@ def collate(trajectories: Sequence[Trajectory], device: torch.device | str = "cp
         return torch.tensor([row + [0] * (T - len(row)) for row in rows], dtype=dtype, device=device)
 
     masks = [tau.mask for tau in trajectories]
-    prompts = [[*mask, 1].index(1) for mask in masks]      # tokens before the first sampled one
+    prompts = [[*mask, 1].index(1) for mask in masks]        # tokens before the first sampled one
     trained = [[0] * n + [1] * (len(mask) - n) for n, mask in zip(prompts, masks, strict=True)] if no_mask else masks
     return Batch(pad([tau.tokens for tau in trajectories], torch.int64), pad(trained, torch.bool),
                  pad(masks, torch.bool), pad([tau.sampled_logprobs for tau in trajectories], torch.float32),
@@ -318,7 +319,10 @@ def batch_loss(model: nn.Module, batch: Batch, old_logprobs: Tensor | None, ref_
 
 
 def of_all_ranks(value: Any) -> list[Any]:
-    """Return the value of every rank, in rank order; [value] in a run without torch.distributed."""
+    """Return the value of every rank, in rank order; [value] in a run without torch.distributed.
+
+    With NCCL the process must have called torch.cuda.set_device.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values = [None] * dist.get_world_size()

@@ -8,7 +8,7 @@ any length costs linear time, and it never raises.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graph import DEFAULT_COUNT, MAX_COUNT, STRUCTURES
 
@@ -62,7 +62,7 @@ class _Invalid(Exception):
 
 def strip_tags(text: str) -> str:
     """`text` without edit tags and without a leading <think> block: what a prompt written in prose says."""
-    return TAG.sub("", _after_thinking(text)[1]).strip()
+    return TAG.sub("", _after_thinking(text)[1] or "").strip()
 
 
 def parse_edit(text: str) -> Edit | InvalidEdit:
@@ -74,18 +74,17 @@ def parse_edit(text: str) -> Edit | InvalidEdit:
     actions = [i for i, (name, *_) in enumerate(fields) if name == "action"]
     if not actions:
         return InvalidEdit("no edit found", FORMS["add"], text)
-    first_error: InvalidEdit | None = None
+    first_error: _Invalid | None = None
     for i in actions:
-        said = (reasoning + rest[: fields[i][2]]).strip()
         try:
-            edit, used = _read(fields, i, said)
+            edit, used = _read(fields, i)
         except _Invalid as error:
-            first_error = first_error or InvalidEdit(error.args[0], FORMS[error.args[1]], said)
+            first_error = first_error or error
             continue
-        rest_is_used = used == len(fields)
-        return edit if rest_is_used else Edit(**{**edit.__dict__, "ignored": True})
+        return replace(edit, reasoning=(reasoning + rest[: fields[i][2]]).strip(), ignored=used < len(fields))
     assert first_error is not None, "no action was read, none was refused"
-    return first_error
+    reason, form = first_error.args
+    return InvalidEdit(reason, FORMS[form], (reasoning + rest[: fields[actions[0]][2]]).strip())
 
 
 def _after_thinking(text: str) -> tuple[str, str | None]:
@@ -117,7 +116,7 @@ def _fields(text: str) -> list[tuple[str, str, int]]:
     return fields
 
 
-def _read(fields: list[tuple[str, str, int]], at: int, reasoning: str) -> tuple[Edit, int]:
+def _read(fields: list[tuple[str, str, int]], at: int) -> tuple[Edit, int]:
     """The edit whose action is fields[at], and the index behind its last field."""
     action = fields[at][1].lower()
     if action not in FIELDS:
@@ -131,7 +130,7 @@ def _read(fields: list[tuple[str, str, int]], at: int, reasoning: str) -> tuple[
         if name == "prompt":
             prompts.append(content)
         i += 1
-    values: dict = {"action": action, "reasoning": reasoning, "prompts": tuple(prompts)}
+    values: dict = {"action": action, "prompts": tuple(prompts)}
     if action == "finish":
         values["answer"] = got.get("answer")
     elif action == "add":

@@ -150,8 +150,8 @@ class _Reader:
     """Recursive descent over the grammar  stage (-> stage)*.  One token of look-ahead, two to tell ( : ) from ids."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.tokens = text, []
-        for match in TOKEN.finditer(text):
+        self.tokens = []
+        for match in TOKEN.finditer(text.rstrip()):
             if match.group(6):
                 raise GraphError(f"character {match.start(6) + 1}: {match.group(6)!r} does not belong into a workflow")
             kind = ("", "arrow", "sign", "id", "name", "number")[match.lastindex or 0]
@@ -199,16 +199,20 @@ class _Reader:
                 found.append(self.stage())
         graph = Graph(born=max([int(own[1:]) for own, *_ in found if own], default=0))
         for own, kind, nodes, count in found:
+            if strange := [child for child, _ in nodes if child and child.rpartition(".")[0] != own]:
+                raise GraphError(f"the id {strange[0]} cannot stand inside {own or 'a stage without an id'}")
             stage = graph.insert(kind, [name for _, name in nodes], count)
             if own is None:
                 continue
             graph.born -= 1  # insert gave a fresh id; the text had one
             stage.id = own
-            for i, (node, (node_id, _)) in enumerate(zip(stage.nodes, nodes, strict=True), 1):
-                node.id = own if kind == "operator" else (node_id or f"{own}.{i}")
-                if not node.id.startswith(own):
-                    raise GraphError(f"node {node.id} stands inside {own}")
-                stage.born = max(stage.born, int(node.id.rpartition(".")[2]) if kind != "operator" else 1)
+            if kind == "operator":
+                stage.nodes[0].id = own
+                continue
+            stage.born = max((int(child.rpartition(".")[2]) for child, _ in nodes if child), default=0)
+            for node, (child, _) in zip(stage.nodes, nodes, strict=True):
+                stage.born += child is None
+                node.id = child or f"{own}.{stage.born}"
         return graph
 
     def stage(self) -> tuple[str | None, str, list[tuple[str | None, str]], int]:
@@ -224,7 +228,7 @@ class _Reader:
             self.take("]")
             return own, "parallel", nodes, 1
         if not self.peek("("):
-            return own, "operator", [(own, self.node()[1])], 1
+            return own, "operator", [self.node()], 1
         self.take("(")
         nodes = [self.node()]
         if self.peek("?"):

@@ -22,8 +22,8 @@ FORWARDED = ("len", "iter", "next", "bool", "str", "repr", "hash", "getitem", "s
 BETWEEN_OWN = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "abs")
 PLAIN_TYPES = ("bool", "int", "float", "complex", "str", "bytes", "list", "tuple", "dict", "set", "frozenset", "range",
                "object", "type")
-MODULES = ("math", "re", "sys", "os", "random", "collections", "itertools", "functools", "operator", "string", "typing", "datetime",
-           "decimal", "fractions", "statistics", "heapq", "bisect", "copy", "json", "time", "unittest", "hashlib", "numpy")
+MODULES = ("math", "re", "sys", "os", "random", "collections", "itertools", "functools", "operator", "string", "typing",
+           "datetime", "decimal", "fractions", "statistics", "heapq", "bisect", "copy", "json", "time", "unittest", "numpy")
 NOTHING = ("load", (), {}, ())  # a request as (op, args, named, outcome), before there was one
 # Names that tests use without importing them; never the program's, lest it define a Counter that equals everything.
 STANDARD = dict.fromkeys(("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple"), "collections")

@@ -247,7 +247,7 @@ def _compare(gold: str, answer: str) -> bool | str:
     try:
         from math_verify import LatexExtractionConfig, parse, verify  # 1 s the first time
 
-        # LaTeX only: math-verify's other reading falls back to the last number in a text, so that 1-1/e equals 1+1/e.
+        # LaTeX only: where it does not parse, math-verify's other reading takes a number out of the text for the answer.
         latex = [LatexExtractionConfig()]
         signal.setitimer(signal.ITIMER_PROF, LIMIT)
         parsed = [parse(f"\\boxed{{{text}}}", latex, parsing_timeout=None) for text in (gold, answer)]

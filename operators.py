@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -53,9 +54,10 @@ class Context:
     complete: Callable[[str, Mapping[str, Any]], str]
 
     def ask(self, note: str = "", **more: Any) -> str:
-        """Send prompt + inputs (+ a note) to the executor. `more` is what an attempt adds to the inputs."""
-        parts = [self.prompt]
-        for key, value in self.inputs.items():
+        """Send prompt + inputs (+ a note) to the executor. `more` is what an attempt adds to the inputs or replaces."""
+        parts, seen = [self.prompt], {**self.inputs, **more}
+        for key in self.inputs:
+            value = seen[key]
             if key == "candidates":
                 value = "\n".join(f"{chr(65 + i % 26)}. {text}" for i, text in enumerate(value))
             if value:
@@ -64,7 +66,7 @@ class Context:
             parts.append(f"The function must be called `{self.entry_point}`. Answer with one ```python block.")
         if note:
             parts.append(note)
-        return self.complete("\n\n".join(parts), {**self.inputs, **more})
+        return self.complete("\n\n".join(parts), seen)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def library(names: Iterable[str] | None = None, files: Iterable[str | Path] = ()
     """
     known = dict(REGISTRY)
     for path in files:
-        known.update(_load_plugin(Path(path)))
+        added = _load_plugin(Path(path))
+        lowered = {name.lower() for name in added}  # names are matched without case, so `plan` replaces `Plan`
+        known = {name: op for name, op in known.items() if name in added or name.lower() not in lowered} | added
     if names is None:
         return {name: op for name, op in known.items() if op.advertised}
     by_lower = {name.lower(): op for name, op in known.items()}
@@ -139,8 +143,10 @@ def _load_plugin(path: Path) -> dict[str, Operator]:
     try:
         REGISTRY.clear()
         spec = importlib.util.spec_from_file_location(f"operator_file_{path.stem}", path)
-        assert spec and spec.loader, f"no loader for {path}"  # noqa: PT018
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        if spec is None or spec.loader is None:
+            raise ImportError("its name must end in .py")
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+        spec.loader.exec_module(module)
         added = dict(REGISTRY)
     except Exception as error:
         raise ValueError(f"operator file {path} could not be loaded: {type(error).__name__}: {error}") from error
@@ -173,20 +179,22 @@ def without_thinking(text: str) -> str:
 
 def extract_code(text: str) -> str | None:
     """The last ```python block (or the last plain fenced block); None if no block is closed."""
-    blocks = re.findall(r"```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)```", text, flags=re.DOTALL)
-    python = [body for language, body in blocks if language.lower() in ("python", "py", "python3")]
-    chosen = python or [body for language, body in blocks if not language]
+    blocks = re.findall(r"```([^\n`]*)\n(.*?)```", text, flags=re.DOTALL)  # linear: an opening line holds no backtick
+    words = [re.split(r"[^a-z0-9_+-]", line.lower().strip())[0] for line, _ in blocks]
+    python = [body for word, (_, body) in zip(words, blocks, strict=True) if word in ("python", "py", "python3")]
+    chosen = python or [body for word, (_, body) in zip(words, blocks, strict=True) if not word]
     return chosen[-1].strip("\n") if chosen else None
 
 
 def _solution(ctx: Context, text: str) -> Result:
     """A solution in words; on code tasks the program in it, which is then also what Test runs."""
-    text = text.strip()[:OUTPUT_CHARS]
-    if ctx.kind == "code":
+    text = text.strip()
+    if ctx.kind == "code":  # never cut: half a program is another program
         code = extract_code(text) or (text if "def " in text or "class " in text else None)
         if code is None:
             return Result("", error="the reply holds no ```python block")
         return Result(code, {"solution": code, "code": code})
+    text = text[:OUTPUT_CHARS]
     return Result(text, {"solution": text}) if text else Result("", error="the reply was empty")
 
 
@@ -202,12 +210,11 @@ def _check(reply: str, suggestion: str | None = None) -> Result:
     return Result("passed" if passed else notes, {"feedback": notes}, passed=passed)
 
 
-def _vote(candidates: Iterable[str]) -> str | None:
-    """The candidate with most votes if it has at least two and no rival has as many."""
-    originals = {}
-    for text in candidates:
-        originals.setdefault(" ".join(text.lower().split()).rstrip("."), text)
-    counts = Counter(" ".join(text.lower().split()).rstrip(".") for text in candidates).most_common(2)
+def _vote(candidates: tuple[str, ...], exact: bool) -> str | None:
+    """The candidate with most votes if it has at least two and no rival has as many. `exact`: case and blanks count."""
+    plain = [text.strip() if exact else " ".join(text.lower().split()).rstrip(".") for text in candidates]
+    originals = dict(reversed(list(zip(plain, candidates, strict=True))))  # the first of equal ones
+    counts = Counter(plain).most_common(2)
     clear = counts and counts[0][1] >= 2 and (len(counts) == 1 or counts[0][1] > counts[1][1])
     return originals[counts[0][0]] if clear else None
 
@@ -235,6 +242,14 @@ def decompose(ctx: Context) -> Result:
     return Result(text, {"subproblems": text}) if text else Result("", error="the reply was empty")
 
 
+def _example_stdin(ctx: Context) -> str:
+    """Input of the first public case: a program that reads stdin must not fail for want of any."""
+    if ctx.kind != "code" or ctx.entry_point or not isinstance(ctx.public_tests, list) or not ctx.public_tests:
+        return ""
+    given = ctx.public_tests[0]["input"]
+    return given if isinstance(given, str) else "\n".join(map(str, given))
+
+
 @operator("Programmer", role="solve", reads=("problem", "plan", "subproblems", "feedback"),
           description="writes Python and runs it, up to 3 attempts; strong on calculation and code",
           prompt="Solve the problem with a Python program. Unless a function is asked for, print only the final answer.")
@@ -246,7 +261,7 @@ def programmer(ctx: Context) -> Result:
         if code is None:
             error = "the reply holds no ```python block"
             continue
-        result = run_program(code)
+        result = run_program(code, _example_stdin(ctx))
         output = result.stdout.strip()
         if result.status != "ok":
             error = f"{result.status}: {result.stderr.strip()[-500:]}".strip()
@@ -325,7 +340,7 @@ def sc_ensemble(ctx: Context) -> Result:
     candidates = ctx.inputs["candidates"]
     if not candidates:
         return Result("", error="there are no candidates; add solvers before the ensemble")
-    winner = _vote(candidates) if len(candidates) > 1 else candidates[0]
+    winner = _vote(candidates, ctx.kind == "code") if len(candidates) > 1 else candidates[0]
     if winner is None:  # no majority: the executor chooses
         index = _choice(without_thinking(ctx.ask()), len(candidates))
         if index is None:
@@ -367,9 +382,7 @@ def md_ensemble(ctx: Context) -> Result:
     votes: Counter[str] = Counter()
     for attempt in range(3):
         shuffled = random.Random(attempt).sample(candidates, len(candidates))  # against position bias
-        listing = "\n".join(f"{chr(65 + i % 26)}. {text}" for i, text in enumerate(shuffled))
-        index = _choice(without_thinking(ctx.ask(f"Candidates in this order:\n{listing}", candidates=shuffled)),
-                        len(shuffled))
+        index = _choice(without_thinking(ctx.ask(candidates=shuffled)), len(shuffled))
         if index is not None:
             votes[shuffled[index]] += 1
     return _solution(ctx, votes.most_common(1)[0][0]) if votes else Result("", error="no vote named a candidate")

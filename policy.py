@@ -336,7 +336,8 @@ class InProcessSampler:
 
     def _decode(self, live: list[_Slot]) -> None:
         """Feed the last token of every live slot and append the next one."""
-        self._reserve(max(len(slot.tokens) for slot in live))
+        # idle rows count too: a turn that ended exactly at the capacity would write its next token behind it
+        self._reserve(max(slot.cached + 1 for slot in [*self._rows, *live] if slot))
         low, high = min(slot.row for slot in live), max(slot.row for slot in live) + 1
         # A run of rows is read where it lies; any other choice has its keys and values copied, every step. So idle rows
         # take part if they are few: they write where their next token will, and their output is dropped.

@@ -4,15 +4,14 @@
     run_tests(code, tests)       does it pass?  The program cannot forge the verdict (judge.py says how).
     python sandbox.py --doctor   which layers of containment hold on this machine?
 
-Three decisions. (1) Containment is a list of layers that one probe settles per process: bubblewrap where it works, else
-("weak") namespaces, Landlock and a throw-away uid by system calls. After the probe a layer that fails is a SandboxError,
-never a silent downgrade. (2) Program and tests never share an interpreter, since in one process a program can patch
-whatever judges it. (3) Nothing is forked from the caller, which may be a trainer full of threads: the child is a fresh
-interpreter that receives the "inside" functions below as marshalled code.
+Three decisions. (1) Containment is a list of layers that one probe settles per process: bubblewrap where it works, else ("weak")
+namespaces, Landlock and a throw-away uid by system calls. After the probe a layer that fails is a SandboxError, never a silent
+downgrade. (2) Program and tests never share an interpreter, since in one process a program can patch whatever judges it.
+(3) Nothing is forked from the caller, which may be a trainer full of threads: a fresh interpreter gets contain.py as marshalled code.
 
-Not covered: kernel exploits (namespaces share the host's kernel: train in a VM or container without credentials); the
-sum of memory over a program's processes (limits are per process); where the doctor says so, more. A program can read
-the arguments of its tests, never the expected values. SANDBOX_LEVEL=bwrap or =weak in the environment forces a level.
+Not covered: kernel exploits (namespaces share the host's kernel: train in a VM or container without credentials); the sum of memory
+over a program's processes (limits are per process); where the doctor says so, more. A program can read the arguments of its tests,
+never the expected values. SANDBOX_LEVEL=bwrap or =weak in the environment forces a level.
 """
 from __future__ import annotations
 
@@ -121,6 +120,8 @@ class _Child:
             raise SandboxError(f"the sandbox did not start: {line.decode(errors='replace')}")
 
     def stop(self) -> None:
+        if self.process.args[0] == "bwrap" and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # all of it: half started, bwrap's child would wait for ever
         self.process.terminate()  # the supervisor kills the job and then ends
         try:
             self.process.wait(10)

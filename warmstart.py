@@ -31,7 +31,7 @@ import baselines
 import operators
 from backends import SimulatedBackend
 from canvas import Canvas, CanvasConfig
-from edits import Edit, parse_edit
+from edits import TAGS, Edit, parse_edit
 from policy import ChatTokenizer
 from qwen3 import Qwen3, Qwen3Config
 from tasks import Task, toy_tasks
@@ -41,12 +41,12 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen's pre-tokenizer: contractions, words, single digits, punctuation, line breaks, blanks.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 VOCAB = 1024
-EPISODES = 480
+EPISODES = 600
 EPOCHS = 3
 BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many tokens
 PEAK_LR = 4e-3
 # A canvas for a policy that is too small to read descriptions: names only, short feedback, short episodes.
-CANVAS = CanvasConfig(max_turns=8, feedback_chars=200, problem_chars=600, brief=True)
+CANVAS = CanvasConfig(max_turns=6, feedback_chars=260, problem_chars=600, brief=True)
 
 
 def tiny_config(vocab: int) -> Qwen3Config:
@@ -65,11 +65,13 @@ def make_tokenizer(texts: Sequence[str]) -> Tokenizer:
         pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB - len(SPECIAL) - 2, show_progress=False,
+    # Edit tags are tokens of their own, as <think> is in Qwen3: an edit is then six to ten tokens, and well-formed sooner.
+    tags = [*(f"<{slash}{name}>" for name in TAGS for slash in ("", "/")), "<think>", "</think>"]
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB - len(SPECIAL) - len(tags), show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")])
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in tags])
     return tokenizer
 
 

@@ -408,6 +408,13 @@ def test_a_common_prompt_prefix_is_computed_once(model: Qwen3, make: Callable) -
         assert_same(sample, without_cache(model, request))
 
 
+def test_a_turn_that_ends_at_the_capacity_does_not_stop_its_neighbours(model: Qwen3, make: Callable) -> None:
+    """256 entries are cached when the second of three rows is finished; as an idle row it would write the 257th."""
+    requests = [SampleRequest(key, prompt(key, 250 if key == 1 else 5), 7 if key == 1 else 12, seed=key) for key in range(3)]
+    for request, sample in zip(requests, take(make(model, end_id=-1), requests), strict=True):
+        assert_same(sample, without_cache(model, request, end_id=-1))
+
+
 def test_what_only_some_prompts_share_is_not_copied_to_all(model: Qwen3, make: Callable) -> None:
     sampler, system = make(model), prompt(0, 60)
     prompts = [[*system, 1], [*system, 2], [*system[:40], 3, 4], system[:36]]
@@ -495,7 +502,7 @@ class Gate:
     def __call__(self, *args: object) -> torch.Tensor:
         if self.left == 0:
             self.reached.set()
-            assert self.opened.wait(60)
+            assert self.opened.wait(20)
         self.left -= 1
         return self.original(*args)
 

@@ -292,12 +292,12 @@ def test_as_many_trajectories_come_out_as_jobs_went_in_and_in_their_order() -> N
 
 def test_seconds_are_booked_per_phase() -> None:
     def slow() -> Feedback:
-        threading.Event().wait(0.05)
+        threading.Event().wait(0.2)
         return FINISHED
 
     [tau] = play([Canvas(slow)])
     assert tau.seconds.keys() == {"policy", "executor", "grading"}
-    assert tau.seconds["executor"] >= 0.05
+    assert tau.seconds["executor"] > 0.1
 
 
 # ---- concurrency
