@@ -302,11 +302,11 @@ class Canvas:
             tail += f" Before finish: {', '.join(missing)}."
         budget = self.config.feedback_chars
         tail = _middle(tail, budget // 2)
-        room = budget - len(tail) - len("\nWorkflow: \n") - min(len(status), 24)
+        kept = min(len(status), 40)  # of the status at least, whatever else is long
+        room = budget - len(tail) - len("\nWorkflow: \n") - kept
         workflow = f"Workflow: {_middle(self.graph.to_text(ids=True) or '(empty)', min(room, budget // 2))}"
         room = budget - len(workflow) - len(tail) - 2
-        fits = len(form) + min(len(status), 24) <= room
-        status = _middle(status, room - len(form)) + form if fits else _middle(status, room)
+        status = _middle(status, room - len(form)) + form if len(form) + kept <= room else _middle(status, room)
         room = budget - len(status) - len(workflow) - len(tail) - 2
         lines = []
         for name in reversed(dict.fromkeys(self.ran_last)):  # the newest first: it is what the edit was for

@@ -17,6 +17,10 @@ import types
 from typing import Any
 
 
+class Stopped(Exception):
+    """Time is up, or the caller wants us to end. (Not an OSError such as InterruptedError: those are failures of a layer.)"""
+
+
 def kernel(name: str, *args: Any) -> int:
     """Call libc's `name`; a negative result becomes OSError. Elsewhere than on Linux there is nothing to call."""
     if sys.platform != "linux":
@@ -197,7 +201,7 @@ def boot(config: dict, roles: types.CodeType) -> None:
     def stop(number: int, frame: Any) -> None:
         signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one is enough, a second would interrupt the sweeping
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise InterruptedError("timeout" if number == signal.SIGALRM else "stopped")
+        raise Stopped("timeout" if number == signal.SIGALRM else "stopped")
 
     signal.signal(signal.SIGALRM, stop)
     signal.signal(signal.SIGTERM, stop)
@@ -215,7 +219,7 @@ def boot(config: dict, roles: types.CodeType) -> None:
         signal.setitimer(signal.ITIMER_REAL, config["timeout"])
         os.waitpid(init, 0)
         cause = "killed"  # counts only if B has not reported before
-    except InterruptedError as error:
+    except Stopped as error:
         cause = str(error)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

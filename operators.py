@@ -127,9 +127,9 @@ def library(names: Iterable[str] | None = None, files: Iterable[str | Path] = ()
     by_lower = {name.lower(): op for name, op in known.items()}
     chosen = {}
     for name in names:
-        if name.strip().lower() not in by_lower:
+        op = by_lower.get(name.strip().lower())
+        if op is None:
             raise ValueError(f"unknown operator {name!r}; known: {', '.join(known)}")
-        op = by_lower[name.strip().lower()]
         chosen[op.name] = op
     if not chosen:
         raise ValueError("the operator library is empty; name at least one operator")
@@ -187,15 +187,17 @@ def extract_code(text: str) -> str | None:
 
 
 def _solution(ctx: Context, text: str) -> Result:
-    """A solution in words; on code tasks the program in it, which is then also what Test runs."""
+    """A solution as it stands; on code tasks it is a program, which is then also what Test runs."""
+    return Result(text, {"solution": text, "code": text} if ctx.kind == "code" else {"solution": text})
+
+
+def _read_solution(ctx: Context, text: str) -> Result:
+    """The solution in a reply. A program is never cut: half of it would be another program."""
     text = text.strip()
-    if ctx.kind == "code":  # never cut: half a program is another program
-        code = extract_code(text) or (text if "def " in text or "class " in text else None)
-        if code is None:
-            return Result("", error="the reply holds no ```python block")
-        return Result(code, {"solution": code, "code": code})
-    text = text[:OUTPUT_CHARS]
-    return Result(text, {"solution": text}) if text else Result("", error="the reply was empty")
+    if ctx.kind != "code":
+        return _solution(ctx, text[:OUTPUT_CHARS]) if text else Result("", error="the reply was empty")
+    code = extract_code(text) or (text if "def " in text or "class " in text else None)
+    return _solution(ctx, code) if code else Result("", error="the reply holds no ```python block")
 
 
 def _check(reply: str, suggestion: str | None = None) -> Result:
@@ -266,7 +268,7 @@ def programmer(ctx: Context) -> Result:
         if result.status != "ok":
             error = f"{result.status}: {result.stderr.strip()[-500:]}".strip()
         elif ctx.kind == "code":
-            return Result(code, {"solution": code, "code": code})  # the program itself is the solution
+            return _solution(ctx, code)
         elif output:
             return Result(output[:OUTPUT_CHARS], {"solution": output[:OUTPUT_CHARS], "code": code})
         else:
@@ -278,7 +280,7 @@ def programmer(ctx: Context) -> Result:
           description="follows a free instruction; strong on questions about text",
           prompt="Solve the problem step by step and end with 'The answer is ...'.")
 def custom(ctx: Context) -> Result:
-    return _solution(ctx, without_thinking(ctx.ask()))
+    return _read_solution(ctx, without_thinking(ctx.ask()))
 
 
 @operator("AnswerGenerate", role="solve", reads=("problem", "subproblems"),
@@ -287,7 +289,7 @@ def custom(ctx: Context) -> Result:
 def answer_generate(ctx: Context) -> Result:
     reply = without_thinking(ctx.ask())
     answer = tag(reply, "answer")
-    return _solution(ctx, answer) if answer else Result("", error="the reply holds no <answer>...</answer>")
+    return _read_solution(ctx, answer) if answer else Result("", error="the reply holds no <answer>...</answer>")
 
 
 @operator("Test", role="check", reads=("code",), prompt="", description="runs the public tests on the code (code tasks)")
@@ -330,7 +332,7 @@ def revise(ctx: Context) -> Result:
     if not ctx.inputs["solution"]:
         return Result("", error="there is no solution to revise; add a solver before it")
     reply = without_thinking(ctx.ask())
-    return _solution(ctx, tag(reply, "answer") or reply)
+    return _read_solution(ctx, tag(reply, "answer") or reply)
 
 
 @operator("ScEnsemble", role="ensemble", reads=("problem", "candidates"),
@@ -356,7 +358,7 @@ def aggregate(ctx: Context) -> Result:
     if not ctx.inputs["candidates"]:
         return Result("", error="there are no candidates; add solvers before Aggregate")
     reply = without_thinking(ctx.ask())
-    return _solution(ctx, tag(reply, "answer") or reply)
+    return _read_solution(ctx, tag(reply, "answer") or reply)
 
 
 @operator("Format", role="format", reads=("problem", "solution"), description="gives the shortest exact answer",
@@ -366,7 +368,7 @@ def format_answer(ctx: Context) -> Result:
     if not ctx.inputs["solution"]:
         return Result("", error="there is no solution to format; add a solver before it")
     reply = without_thinking(ctx.ask())
-    return _solution(ctx, tag(reply, "answer") or reply)
+    return _read_solution(ctx, tag(reply, "answer") or reply)
 
 
 # ---- known, but not advertised by default -------------------------------------------------------------------------
@@ -393,6 +395,4 @@ def md_ensemble(ctx: Context) -> Result:
           prompt="Write a Python program that solves the problem, in one ```python block.")
 def custom_code_generate(ctx: Context) -> Result:
     code = extract_code(without_thinking(ctx.ask()))
-    if code is None:
-        return Result("", error="the reply holds no ```python block")
-    return Result(code, {"solution": code, "code": code})
+    return Result(code, {"solution": code, "code": code}) if code else Result("", error="the reply holds no ```python block")

@@ -4,14 +4,14 @@
     run_tests(code, tests)       does it pass?  The program cannot forge the verdict (judge.py says how).
     python sandbox.py --doctor   which layers of containment hold on this machine?
 
-Three decisions. (1) Containment is a list of layers that one probe settles per process: bubblewrap where it works, else ("weak")
-namespaces, Landlock and a throw-away uid by system calls. After the probe a layer that fails is a SandboxError, never a silent
-downgrade. (2) Program and tests never share an interpreter, since in one process a program can patch whatever judges it.
-(3) Nothing is forked from the caller, which may be a trainer full of threads: a fresh interpreter gets contain.py as marshalled code.
+Three decisions. (1) Containment is a list of layers that one probe settles per process: bubblewrap where it works, else
+("weak") namespaces, Landlock and a throw-away uid by system calls. After the probe a layer that fails is a SandboxError,
+never a silent downgrade. (2) Program and tests never share an interpreter, since in one process a program can patch
+whatever judges it. (3) Nothing is forked from the caller, perhaps a trainer full of threads: contain.py makes the children.
 
-Not covered: kernel exploits (namespaces share the host's kernel: train in a VM or container without credentials); the sum of memory
-over a program's processes (limits are per process); where the doctor says so, more. A program can read the arguments of its tests,
-never the expected values. SANDBOX_LEVEL=bwrap or =weak in the environment forces a level.
+Not covered: kernel exploits (namespaces share the host's kernel: train in a VM or container without credentials); memory
+summed over processes (limits are per process); where the doctor says so, more. A program can read the arguments of its
+tests, never the expected values. SANDBOX_LEVEL=bwrap or =weak in the environment forces a level.
 """
 from __future__ import annotations
 
@@ -309,15 +309,14 @@ def run_tests(code: str, tests: str | list, entry_point: str | None = None, time
         return _run_cases(code, tests, timeout)
     layers = _layers()
     with _SLOTS, _infrastructure(), ExitStack() as stack:
-        verdict, complaints = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        verdict = stack.enter_context(tempfile.TemporaryFile())
         ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
         begin = time.monotonic()
         program = _start(stack, layers, "candidate", {"code": code, "wire": theirs.fileno()}, timeout + 5,
                          keep=(theirs.fileno(),))
         config = {"tests": tests, "entry_point": entry_point, "limit": timeout, "wire": ours.fileno(),
                   "verdict": verdict.fileno()}
-        tester = _start(stack, layers, "judge", config, timeout + 1, files=(subprocess.DEVNULL, subprocess.DEVNULL,
-                       complaints), keep=(ours.fileno(), verdict.fileno()))
+        tester = _start(stack, layers, "judge", config, timeout + 1, keep=(ours.fileno(), verdict.fileno()))
         ours.close()
         theirs.close()  # now each process sees the end of the other
         cause = tester.report()[0]

@@ -45,8 +45,9 @@ EPISODES = 600
 EPOCHS = 3
 BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many tokens
 PEAK_LR = 4e-3
+READING = 0.5  # weight of predicting the task and the feedback: what a policy cannot read it cannot learn to use
 # A canvas for a policy that is too small to read descriptions: names only, short feedback, short episodes.
-CANVAS = CanvasConfig(max_turns=6, feedback_chars=260, problem_chars=600, brief=True)
+CANVAS = CanvasConfig(max_turns=6, feedback_chars=240, problem_chars=600, brief=True)
 
 
 def tiny_config(vocab: int) -> Qwen3Config:
@@ -100,7 +101,8 @@ def encode(episode: list[tuple[str, str]], tokenizer: ChatTokenizer) -> tuple[li
 
 
 def imitate(model: Qwen3, examples: list[tuple[list[int], list[int]]], seed: int, progress: bool = True) -> float:
-    """Train all weights on the masked tokens by cross-entropy; return the mean loss of the last epoch (nats a token)."""
+    """Train all weights to predict edits (and, with less weight, what the canvas says); return the last epoch's mean
+    loss of the edits, nats a token."""
     rng = random.Random(f"{seed}/imitation")
     batches = []
     for tokens, mask in sorted(examples, key=lambda example: -len(example[0])):
@@ -122,14 +124,17 @@ def imitate(model: Qwen3, examples: list[tuple[list[int], list[int]]], seed: int
             T = len(batch[0][0])
             ids = torch.tensor([tokens + [0] * (T - len(tokens)) for tokens, _ in batch])  # (B, T)
             mask = torch.tensor([mask + [0] * (T - len(mask)) for _, mask in batch]).bool()  # (B, T)
-            states = model.hidden(ids)[:, :-1][mask[:, 1:]]  # (M, D): the state before each edit token predicts it
-            loss = F.cross_entropy(model.head(states), ids[mask])
+            real = torch.tensor([[1] * len(mask) + [0] * (T - len(mask)) for _, mask in batch]).bool()[:, 1:]  # (B, T - 1)
+            states = model.hidden(ids)[:, :-1][real]  # (M, D): the state before each token predicts it
+            losses_of = F.cross_entropy(model.head(states), ids[:, 1:][real], reduction="none")  # (M,)
+            edit = mask[:, 1:][real]
+            loss = losses_of[edit].mean() + READING * losses_of[~edit].mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
+            losses.append(losses_of[edit].mean().item())
     model.eval()
     return sum(losses) / len(losses)
 

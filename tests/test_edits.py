@@ -196,11 +196,11 @@ def test_a_prompt_in_prose_loses_its_tags_and_its_thinking(text: str, prompt: st
     "<think>", f"{ADD}<structure>loop</structure><operators>,</operators>",
 ])
 def test_reading_takes_linear_time(unit: str) -> None:
-    """100 kB take about 0.1 s. A quadratic reader of 10,000 tags takes a minute: eight times the text, 64 times as long."""
+    """Eight times the text takes eight times as long; a quadratic reader would take 64 times as long."""
     def seconds(size: int) -> float:
         text = unit * (size // len(unit))
         start = time.process_time()
         parse_edit(text)
         return time.process_time() - start
 
-    assert seconds(100_000) < 8 * 4 * max(min(seconds(12_500), seconds(12_500)), 0.005)
+    assert seconds(100_000) < 32 * max(seconds(12_500), 0.005)

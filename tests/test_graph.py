@@ -28,7 +28,8 @@ def test_the_documented_example_reads_and_writes_with_and_without_ids() -> None:
 
 def test_operators_and_structures_are_listed_in_order_nested_ones_too() -> None:
     graph = Graph.from_text(EXAMPLE)
-    assert graph.operators() == "Plan Programmer Custom Aggregate Verify Revise Programmer Review Format".split()
+    assert graph.operators() == [
+        "Plan", "Programmer", "Custom", "Aggregate", "Verify", "Revise", "Programmer", "Review", "Format"]
     assert graph.structures() == ["parallel", "conditional", "loop"]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import CODE, MATH, USUAL, Scripted, add, new_canvas
 
 import operators
 from operators import REGISTRY, STATE_KEYS, Context, Operator, Result, extract_code, library, tag, without_thinking
 from tasks import Task
-from scripted import CODE, MATH, USUAL, Scripted, add, new_canvas
 
 TWELVE = ["Plan", "Decompose", "Programmer", "Custom", "AnswerGenerate", "Test", "Review", "Verify", "Revise", "ScEnsemble",
           "Aggregate", "Format"]
@@ -147,6 +147,14 @@ def test_programs_that_differ_in_indentation_are_different_candidates() -> None:
     outside = "def f(x):\n    for i in x:\n        s = i\n    return s"
     result, sent = run("ScEnsemble", "C", task=CODE, candidates=(inside, outside, "def f(x): pass"))
     assert (result.writes["code"], len(sent)) == ("def f(x): pass", 1)
+
+
+@pytest.mark.parametrize("name", ["ScEnsemble", "MdEnsemble"])
+def test_a_candidate_wins_as_it_stands_even_a_script_without_a_function(name: str) -> None:
+    scripts = ('print("```python\\nx\\n```")', "print(int(input()))")
+    result, _ = run(name, "A", task=CODE, candidates=scripts)
+    assert result.writes["code"] == result.writes["solution"] == result.output
+    assert result.output in scripts
 
 
 def test_md_ensemble_counts_three_votes_over_the_shuffled_candidates_that_each_request_shows() -> None:

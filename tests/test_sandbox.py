@@ -310,10 +310,11 @@ def test_nothing_survives_the_death_of_the_caller_or_of_the_supervisor() -> None
 
 def test_a_child_that_is_stopped_while_it_starts_leaves_nothing() -> None:
     reader, writer = os.pipe()  # open for as long as anybody below holds the writing end
-    for delay in range(15):
+    for delay in range(25):
         with ExitStack() as stack:
-            sandbox._start(stack, sandbox._layers(), "program", {"code": "while True: pass"}, 9.0, keep=(writer,))
-            time.sleep(0.003 * delay)
+            child = sandbox._start(stack, sandbox._layers(), "program", {"code": "while True: pass"}, 9.0, keep=(writer,))
+            time.sleep(0.002 * delay)
+            child.check_setup()  # being stopped is no failure of a layer
     os.close(writer)
     assert sandbox.select.select([reader], [], [], 5)[0] == [reader]
     assert os.read(reader, 1) == b""
