@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rewards import Grade
-
 from canvas import Canvas, Graph
 from graph import MAX_COUNT
+from rewards import Grade
 from tasks import Task
 
 NewCanvas = Callable[[Task], Canvas]

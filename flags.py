@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rewards import RewardConfig, grade, reward
 
 import operators
 from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend
 from canvas import FINISH_RULES, Canvas, CanvasConfig
 from policy import ChatTokenizer, InProcessSampler
 from qwen3 import Qwen3
+from rewards import RewardConfig, grade, reward
 from rollout import Trajectory
 from tasks import Task, read_tasks, toy_tasks
 from warmstart import CANVAS, TOY_SOURCES, tiny_policy
@@ -27,7 +27,8 @@ from warmstart import CANVAS, TOY_SOURCES, tiny_policy
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "qwen3-0.6b": {
-        "rollouts_per_task": 6, "lr": 1e-4, "lora_rank": 32, "lora_alpha": 64.0, "steps": 200, "brief": False,
+        "rollouts_per_task": 6, "group_by": "task", "lr": 1e-4, "kl_coef": 0.005, "lora_rank": 32, "lora_alpha": 64.0,
+        "steps": 200, "brief": False,
         "max_turns": 12, "feedback_chars": 800, "problem_chars": 6000, "max_new_tokens": 1024, "dtype": "bfloat16",
         "lora_targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "gradient_checkpointing": True},
     "paper": {

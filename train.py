@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rewards import grade
 from tqdm import tqdm
 
 import baselines
@@ -44,6 +43,7 @@ from flags import (
 )
 from lora import add_lora, disable_lora, lora_parameters
 from metrics import commonest_workflows, rollout_metrics, trajectory_record
+from rewards import grade
 from rollout import Job, Trajectory, rollout, turn_seed
 from rundir import RunDir
 from tasks import Task
@@ -53,7 +53,7 @@ from warmstart import parse_rate
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/default"), help="run directory (default %(default)s)")
-    run.add_argument("--steps", type=int, default=60, help="optimiser steps (default %(default)s)")
+    run.add_argument("--steps", type=int, default=50, help="optimiser steps (default %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
     run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
     run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
@@ -61,8 +61,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
     batch = parser.add_argument_group("batch")
     batch.add_argument("--tasks-per-source", type=int, default=6, help="tasks of each source a step (default %(default)s)")
-    batch.add_argument("--rollouts-per-task", type=int, default=4, help="trajectories a task (default %(default)s)")
-    batch.add_argument("--group-by", choices=("source", "task"), default="task",
+    batch.add_argument("--rollouts-per-task", type=int, default=3, help="trajectories a task (default %(default)s)")
+    batch.add_argument("--group-by", choices=("source", "task"), default="source",
                        help="rewards are compared within a source (CWRPO) or a task (GRPO) (default %(default)s)")
     batch.add_argument("--skip-uniform-groups", action="store_true", help="leave groups of equal rewards out of the update")
     batch.add_argument("--max-dropped", type=float, default=0.2, help="stop above this share of failures (default %(default)s)")
@@ -75,7 +75,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--epochs", type=int, default=1, help="optimiser steps per batch (default %(default)s)")
     loss.add_argument("--clip-eps", type=float, default=0.2, help="ratio clip (default %(default)s)")
     loss.add_argument("--clip-eps-high", type=float, help="another bound for the upper side (clip-higher)")
-    loss.add_argument("--kl-coef", type=float, default=0.005, help="beta of the k3 penalty (default %(default)s; 0: none)")
+    loss.add_argument("--kl-coef", type=float, default=0.03, help="beta of the k3 penalty (default %(default)s; 0: none)")
     loss.add_argument("--entropy-coef", type=float, default=0.0, help="entropy bonus (default %(default)s)")
     loss.add_argument("--loss-norm", choices=("trajectory", "token"), default="trajectory",
                       help="mean over trajectories of token means (paper), or over all tokens (default %(default)s)")

@@ -75,6 +75,7 @@ def test_the_best_workflow_differs_between_kinds() -> None:
         tasks = toy_tasks(source, 60, 0)
         return sum(baselines.score_workflow(workflow, task, new_canvas, grade) for task in tasks) / len(tasks)
 
-    math, reading = "Programmer -> (Verify -> Revise) * 3 -> Format", "Decompose -> AnswerGenerate -> (Review -> Revise) * 3 -> Format"
+    math = "Programmer -> (Verify -> Revise) * 3 -> Format"
+    reading = "Decompose -> AnswerGenerate -> (Review -> Revise) * 3 -> Format"
     assert mean("toy_math", math) > mean("toy_math", reading) + 0.1
     assert mean("toy_qa", reading) > mean("toy_qa", math) + 0.1

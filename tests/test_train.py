@@ -81,7 +81,7 @@ def test_warm_up_starts_above_zero_and_the_schedule_ends_at_a_tenth() -> None:
     rates = [train.learning_rate(step, args) for step in range(11)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[10] == pytest.approx(0.1)
-    assert all(earlier > later for earlier, later in zip(rates[3:], rates[4:], strict=False))
+    assert rates[3:] == sorted(rates[3:], reverse=True)
 
 
 # ---- flags and errors -------------------------------------------------------------------------------------------------
@@ -224,13 +224,12 @@ def test_the_interval_averages_runs_of_a_task_before_it_resamples_tasks() -> Non
 
 
 class Parrot:
-    """A canvas of one turn, whose reward is the share of the letter e in what the policy says."""
+    """A canvas of one turn that rewards a short turn: the policy has to end it early."""
 
     def prompt(self) -> tuple[str, str]:
-        return "Say e.", "Now."
+        return "Say little.", "Now."
 
     def step(self, text: str) -> SimpleNamespace:
-        self.said = text
         return SimpleNamespace(text="", ok=True, done=True, stop_reason="finished", error="", info={})
 
 
@@ -245,7 +244,7 @@ def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
     sampler = InProcessSampler(model, tokenizer.end_id, vocab_limit=tokenizer.vocab_size, max_context=512)
 
     def score(tau: Trajectory) -> None:
-        tau.reward = tau.canvas.said.count("e") / max(len(tau.canvas.said), 1)
+        tau.reward = -float(tau.turns[0].n_sampled)
 
     means = []
     for step in range(12):
@@ -258,7 +257,8 @@ def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
         update(model, optimizer, taus, UpdateConfig(vocab_limit=tokenizer.vocab_size), disable_lora)
         means.append(sum(rewards) / len(rewards))
     sampler.close()
-    assert max(means[-3:]) > means[0] + 0.2, means
+    assert means[0] < -6, means
+    assert means[-1] > -3, means  # nothing but the end of the turn, or nearly
 
 
 def test_random_edits_are_what_the_warm_start_imitates(tiny_model: Path) -> None:
