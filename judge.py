@@ -2,8 +2,7 @@
 
 Two sandboxed processes share one socket. `candidate` executes the program and answers calls; `judge` executes the tests, in which
 the program's names are proxies. What the program does to its interpreter (patch assert, builtins or unittest, lie in __eq__, exit
-with 0, walk frames) stays there. A message is four bytes of length and tagged JSON; nothing is unpickled or evaluated; values are
-rebuilt as plain objects, so that `==` is Python's own.
+with 0) stays there. Messages are tagged JSON, never pickled; values are rebuilt as plain objects, so `==` is Python's own.
 """
 from __future__ import annotations
 

@@ -31,8 +31,7 @@ from torch import Tensor
 from qwen3 import KVCache, Qwen3
 
 FRAME = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-PREFILL_TOKENS = 2048        # ids in one prefill call, padding included: bounds its memory
-SHARE_TOKENS = 32            # a common prefix shorter than this is not worth a prefill call of its own
+PREFILL_TOKENS, SHARE_TOKENS = 2048, 32  # ids in one prefill call, padding included; shortest prefix worth a call of its own
 
 
 class ChatTokenizer:

@@ -12,8 +12,7 @@ Three decisions:
 Not covered: sliding windows, rope scaling (YaRN), attention biases, quantised weights, mixture of experts. A
 config.json that asks for one of them is refused by name.
 
-    model = Qwen3.from_pretrained("Qwen3-0.6B", device="cuda", dtype=torch.bfloat16)
-    logits = model(ids)                                                         # (B, T) -> (B, T, V)
+    logits = Qwen3.from_pretrained("Qwen3-0.6B", device="cuda", dtype=torch.bfloat16)(ids)          # (B, T) -> (B, T, V)
 """
 
 import dataclasses

@@ -3,7 +3,6 @@
     run_program(code, stdin)     what did this program print?
     run_tests(code, tests)       does it pass?  The program cannot forge the verdict (judge.py says how).
     python sandbox.py --doctor   which layers of containment hold on this machine?
-
 Three decisions. (1) Containment is a list of layers that one probe settles per process: bubblewrap where it works, else
 ("weak") namespaces, Landlock and a throw-away uid by system calls. After the probe a layer that fails is a SandboxError,
 never a silent downgrade. (2) Program and tests never share an interpreter, since in one process a program can patch

@@ -178,10 +178,13 @@ def test_any_text_is_the_prompt_even_a_broken_edit() -> None:
 
 def test_an_edit_cancels_the_question_and_is_executed() -> None:
     canvas = new_canvas(backend := Scripted(), prompt_mode="ask")
-    play(canvas, parallel("Plan, Custom"), delete("n1"), add("Format", "x"))
-    assert (canvas.graph.to_text(ids=True), canvas.pending, backend.calls()) == ("n2:Format", [], [])
-    play(canvas, add("Custom"), set_prompt("n3", "mine"))
-    assert (canvas.graph.nodes()[1].prompt, backend.calls()) == ("mine", ["Custom"])
+    play(canvas, parallel("Plan, Custom"))
+    assert status(canvas.step(delete("n1")).text) == "OK: deleted n1."
+    assert status(canvas.step("Be brief.").text).startswith("Invalid edit: no edit found.")  # nothing is asked any more
+    play(canvas, add("Custom"), set_prompt("n2", "mine"))
+    assert (canvas.graph.nodes()[0].prompt, backend.calls()) == ("mine", ["Custom"])
+    play(canvas, loop("Plan, Plan"), add("Format", "inline"))
+    assert backend.calls() == ["Plan"] * 4 + ["Format"]  # what was added runs, with its default prompts
 
 
 def test_finish_while_a_question_is_open_runs_the_default_prompt() -> None:
@@ -287,6 +290,14 @@ def test_an_undone_edit_runs_again_what_it_had_changed_and_no_more() -> None:
     play(canvas, set_prompt("n2", operators.REGISTRY["Custom"].prompt))
     assert backend.calls() == ["Custom", "Review", "Format"]
     assert (canvas.answer, canvas.state) == first
+
+
+@pytest.mark.parametrize("structure", [parallel("Custom, Plan"), loop("Custom, Review", 3), conditional("Review", "Revise")])
+def test_an_edit_behind_a_structure_runs_nothing_in_it_again(structure: str) -> None:
+    canvas = play(new_canvas(backend := Scripted()), add("Custom"), structure)
+    backend.calls()
+    assert canvas.step(add("Format")).info["executed"] == ["n3"]
+    assert backend.calls() == ["Format"]
 
 
 def test_incremental_execution_gives_what_a_fresh_run_gives() -> None:
