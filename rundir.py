@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lora import load_adapter, save_adapter
@@ -80,12 +81,16 @@ class RunDir:
         final = self.path / "checkpoints" / f"step_{step:06d}"
         temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
+        whole = False
         try:
             save_adapter(model, temporary)
             torch.save({"step": step, "optimizer": optimizer.state_dict()}, temporary / "state.pt")
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            whole = True
+        except (SafetensorError, RuntimeError) as error:  # how the two libraries report a full disk
+            raise OSError(f"checkpoint {final} could not be written: {error}") from error
+        finally:
+            if not whole:
+                shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         latest = self.path / "latest.tmp"

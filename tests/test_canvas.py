@@ -428,6 +428,14 @@ def test_a_failed_operator_keeps_the_last_good_solution_and_tells_the_repair() -
     assert canvas.answer == "42"
 
 
+def test_what_a_failed_node_wrote_does_not_count() -> None:
+    canvas = new_canvas()
+    halfway = replace(canvas.library["Format"], run=lambda ctx: operators.Result("", {"solution": "4"}, error="stopped"))
+    canvas.library["Format"] = halfway
+    play(canvas, add("Custom"), add("Format"), parallel("Format, Plan"))
+    assert (canvas.solution, canvas.state["candidates"]) == ("The answer is 42.", ("The answer is 42.",))
+
+
 @pytest.mark.parametrize("edits", [
     [add("Custom")], [parallel("Plan, Custom, Decompose")], [loop("Custom")], [add("Review"), add("Custom", position=1)],
 ])

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import eval as evaluation
@@ -169,6 +170,22 @@ def test_a_full_disk_ends_the_run_with_a_message_and_keeps_the_checkpoint(
     out = tmp_path / "run"
     assert "No space left" in fails(capsys, train.main, "--out", out, "--model", tiny_model, "--steps", 2, *SMALL)
     assert (out / "latest").read_text() == "checkpoints/step_000001\n"
+
+
+def test_a_checkpoint_that_does_not_fit_the_disk_is_reported_and_leaves_nothing_behind(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(model: object, directory: Path) -> None:
+        directory.mkdir()
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("rundir.save_adapter", full)
+    run = RunDir(tmp_path / "run")
+    run.create({"flags": {}})
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(OSError, match=r"step_000001 could not be written: .*No space left"):
+        run.save(1, model, torch.optim.SGD(model.parameters(), lr=1.0))
+    assert list((run.path / "checkpoints").iterdir()) == []
+    assert run.latest() is None
 
 
 # ---- whole runs -------------------------------------------------------------------------------------------------------
