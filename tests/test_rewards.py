@@ -632,15 +632,15 @@ def test_full_diversity_is_exactly_one(weights: tuple[float, ...]) -> None:
         ("[Programmer, Review, Custom, Format, Custom]", 1, 1, 1, 1),  # and children of a parallel
         ("(Programmer -> Review) * 3", 1, 0, 0, 1),  # a loop's body counts once
         ("(Custom -> Custom -> Custom -> Custom -> Review) * 1 -> Format", 1, 1, 1, 1),
+        ("[Custom, Review] -> (Test ? Revise : done) -> (Custom -> Test) * 2", 1, 0, 1, 1),  # each feature counts once
         ("", 0, 0, 0, 0),
     ],
 )
 def test_features_are_read_from_the_graph(text: str, checker: int, form: int, operators: int, structure: int) -> None:
     canvas = SimpleNamespace(graph=Graph.from_text(text) if text else Graph(), library=library())
     parts = reward(canvas, Grade(1, 1, 1), RewardConfig())
-    assert [bool(part) for part in (parts.checker, parts.format, parts.operators, parts.structure)] == [
-        bool(flag) for flag in (checker, form, operators, structure)
-    ]
+    has = (0.2 * checker, 0.2 * form, 0.2 * operators, 0.4 * structure)
+    assert (parts.checker, parts.format, parts.operators, parts.structure) == has
 
 
 def test_the_number_of_operators_is_a_setting() -> None:
