@@ -41,7 +41,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen's pre-tokenizer: contractions, words, single digits, punctuation, line breaks, blanks.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 VOCAB = 1024
-EPISODES = 600
+EPISODES = 900
 EPOCHS = 3
 BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many tokens
 PEAK_LR = 4e-3
