@@ -7,8 +7,8 @@ power holds the GIL. So math-verify lives in worker processes, one line of JSON 
 train.py that is torch) and breaks in scripts without a __main__ guard.
 
 A worker has two clocks. A signal ends a comparison after LIMIT seconds of processor time, so that a busy machine fails
-nobody; a watchdog thread in C, which needs no GIL, ends the worker after WATCHDOG seconds of any kind. So a caller waits
-for a bounded time, and a bad answer hurts no other.
+nobody; a watchdog thread in C, which needs no GIL, ends the worker after WATCHDOG seconds of any kind. So a caller
+waits for a bounded time, and a bad answer hurts no other.
 """
 
 import atexit
@@ -247,7 +247,7 @@ def _compare(gold: str, answer: str) -> bool | str:
     try:
         from math_verify import LatexExtractionConfig, parse, verify  # 1 s the first time
 
-        # LaTeX only: where it does not parse, math-verify's other reading takes a number out of the text for the answer.
+        # LaTeX only: where it does not parse, math-verify's other reading takes some number in the text.
         latex = [LatexExtractionConfig()]
         signal.setitimer(signal.ITIMER_PROF, LIMIT)
         parsed = [parse(f"\\boxed{{{text}}}", latex, parsing_timeout=None) for text in (gold, answer)]
