@@ -53,7 +53,7 @@ from warmstart import parse_rate
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/default"), help="run directory (default %(default)s)")
-    run.add_argument("--steps", type=int, default=60, help="optimiser steps (default %(default)s)")
+    run.add_argument("--steps", type=int, default=50, help="optimiser steps (default %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
     run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
     run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
