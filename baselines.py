@@ -97,7 +97,7 @@ def _accuracies(workflows: Sequence[str], tasks: Sequence[Task], new_canvas: New
     return [sum(scores[i * n:(i + 1) * n]) / n for i in range(len(workflows))]
 
 
-def _halving(workflows: Sequence[str], tasks: Sequence[Task], new_canvas: NewCanvas, grade: Grader, first: int = 8) -> str:
+def _halving(workflows: Sequence[str], tasks: Sequence[Task], new_canvas: NewCanvas, grade: Grader, first: int = 4) -> str:
     """Successive halving: all workflows on a few tasks, the better quarter on four times as many, and so on."""
     left, n = list(workflows), min(first, len(tasks))
     while len(left) > 1:
@@ -140,12 +140,18 @@ def family(has_code_tests: bool) -> list[str]:
     return [" -> ".join(filter(None, parts)) for parts in itertools.product(prepare, solve, repair, ("Format",))]
 
 
-def best_reachable(train: Sequence[Task], held_out: Sequence[Task], new_canvas: NewCanvas, grade: Grader) -> list[dict]:
-    """Search the family for each source. Returns rows {source, workflow, accuracy, tasks}."""
+def best_reachable(train: Sequence[Task], held_out: Sequence[Task], new_canvas: NewCanvas, grade: Grader,
+                   max_turns: int) -> list[dict]:
+    """Search the family for each source. Returns rows {source, workflow, accuracy, tasks}.
+
+    A stage takes a turn to add, so a workflow of more than max_turns stages is out of a policy's reach, and out of this.
+    """
     rows = []
     for source in sorted({task.source for task in held_out}):
         mine, theirs = ([task for task in tasks if task.source == source] for tasks in (train, held_out))
-        best = _halving(family(any(task.public_tests for task in theirs)), mine or theirs, new_canvas, grade)
+        workflows = [text for text in family(any(task.public_tests for task in theirs))
+                     if len(Graph.from_text(text).stages) <= max_turns]
+        best = _halving(workflows, mine or theirs, new_canvas, grade)
         accuracy = _accuracies([best], theirs, new_canvas, grade)[0]
         rows.append({"source": source, "workflow": best, "accuracy": accuracy, "tasks": len(theirs)})
     return rows

@@ -83,7 +83,7 @@ def token_logprobs(model: nn.Module, ids: Tensor, mask: Tensor, temperature: flo
     assert not mask[:, 0].any(), "nothing stands before position 0 that could predict it"
     targets = ids[mask]                                                              # (M,), M masked tokens
     assert vocab_limit is None or (targets < vocab_limit).all(), f"a trained id is not below vocab_limit {vocab_limit}"
-    states = model.hidden(ids)[:, :-1][mask[:, 1:]]                                  # (M, D)
+    states = model.hidden(ids, wanted=mask.roll(-1, 1))                              # (M, D); nothing wraps, see above
 
     def score_chunk(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = model.head(states)[:, :vocab_limit]                                 # (m, V)

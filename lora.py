@@ -39,6 +39,9 @@ COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 # The LoRA layers (by id) that are switched off in this thread. Not a flag on the layer: a sampler thread that shares
 # the model must keep its LoRA while the trainer's thread computes reference log-probabilities.
 _off: ContextVar[frozenset[int]] = ContextVar("lora_off", default=frozenset())
+# Weights of a layer whose W + B A is summed before it meets the input: one product over the tokens instead of three.
+# It pays where the weight fits into a cache and the tokens do not; a large layer would pay in memory for the sum.
+SUM_FIRST = 2**18
 
 
 class LoRALinear(nn.Module):
@@ -53,17 +56,32 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(start.to(base.weight.device))                                     # (r, in)
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))  # (out, r)
         self.train(base.training)       # a new module trains: in an evaluated model its dropout would be on
+        self.sum_first = base.weight.numel() <= SUM_FIRST and base.weight.dtype == self.lora_A.dtype
+        self._summed: tuple[list, Tensor, tuple] | None = None       # see summed()
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)                                                                             # (..., out)
         if id(self) in _off.get():
-            return y
+            return self.base(x)                                                                      # (..., out)
+        if self.sum_first and not (self.dropout and self.training):
+            return F.linear(x, self.summed(), self.base.bias)
+        y = self.base(x)                                                                             # (..., out)
         low = F.linear(F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training), self.lora_A)  # (..., r)
         return (y + self.scale * F.linear(low, self.lora_B)).to(y.dtype)
+
+    def summed(self) -> Tensor:
+        """Return W + alpha / rank * B A, (out, in); without gradients it is kept until one of them is written to."""
+        if torch.is_grad_enabled():
+            return self.base.weight + self.delta()
+        weights = self.base.weight.detach(), self.lora_A.detach(), self.lora_B.detach()
+        state = [(weight.data_ptr(), weight._version) for weight in weights]
+        known = self._summed                    # read once: a sampler thread and a trainer may share this layer
+        if known is None or known[0] != state:  # `weights` are kept as well, or a new one could get an old one's address
+            known = self._summed = state, self.base.weight + self.delta(), weights
+        return known[1]
 
     def delta(self) -> Tensor:
         """Return the update of the weight, alpha / rank * B A, (out, in) in float32."""

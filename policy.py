@@ -302,10 +302,9 @@ class InProcessSampler:
         self._reserve(max((len(slot.tokens) for slot in slots), default=0))
         fresh = [slot for slot in slots if slot.cached == 0]
         if len(fresh) > 1:
-            # What all begin with (the system prompt) is computed once and copied to every row. What the smallest and
-            # the largest of several lists begin with, all of them begin with.
-            prompts = [slot.tokens[:-1] for slot in fresh]
-            shared = common_prefix(min(prompts), max(prompts))
+            # What all begin with (the system prompt) is computed once and copied to every row. All of several lists
+            # begin with what the smallest and the largest begin with.
+            shared = common_prefix(*(way([slot.tokens[:-1] for slot in fresh]) for way in (min, max)))
             if shared >= SHARE_TOKENS:
                 self._prefill([(fresh[0], shared)])
                 rows = [slot.row for slot in fresh]
@@ -331,7 +330,8 @@ class InProcessSampler:
                 rows.append(slot.row)
                 slot.cached += len(chunk)
                 self.prefilled += len(chunk)
-            self.model.hidden(self._tensor(ids), self._tensor(positions), self._cache, self._tensor(rows))
+            new, wanted = self._tensor(ids), self._tensor(ids, torch.bool).zero_()  # only keys and values are wanted
+            self.model.hidden(new, self._tensor(positions), self._cache, self._tensor(rows), wanted=wanted)
 
     def _decode(self, live: list[_Slot]) -> None:
         """Feed the last token of every live slot and append the next one."""

@@ -1,11 +1,12 @@
 """The Qwen3 network by hand: reads and writes Hugging Face directories, and gives the same logits.
 
-Three decisions:
+Four decisions:
 * Every module has the name that the checkpoint gives it (`model.layers.0.self_attn.q_proj.weight`, ...), so loading
   is a loop over tensors and not a table of translations.
 * `forward` is split in two: `hidden` (everything up to the final norm) and `head` (the vocabulary projection). The
   logits of a whole batch, (B, T, 151936), are what fills a GPU; a trainer asks for `hidden` and applies `head` only to
   the positions it scores.
+* The last layer computes its queries, attention and MLP only where a state is wanted: a trainer scores one token in ten.
 * One rule for the KV cache: a query at position p sees the entries 0..p of its row. Nothing else has to be remembered
   about a row, so rows of different lengths prefill, decode and are reused in one batch.
 
@@ -18,17 +19,17 @@ config.json that asks for one of them is refused by name.
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from shards import read_tensors
 
 # The one value this file implements of each choice that a config.json may make.
 IMPLEMENTED = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
@@ -58,9 +59,8 @@ class Qwen3Config:
             value = getattr(self, field.name)
             if field.type is int and (type(value) is not int or value < 1):
                 raise ValueError(f"{field.name} must be a positive integer, got {value!r}")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"num_key_value_heads must divide num_attention_heads, got {self.num_key_value_heads} "
-                             f"and {self.num_attention_heads}")
+        if (Hq := self.num_attention_heads) % (Hkv := self.num_key_value_heads):
+            raise ValueError(f"num_key_value_heads must divide num_attention_heads, got {Hkv} and {Hq}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
 
@@ -125,12 +125,27 @@ class KVCache:
 class Context:
     """What every layer of one forward pass needs besides its input; made once, in `Qwen3.hidden`."""
 
-    cos: Tensor                              # (B, 1, T, Dh)
-    sin: Tensor
+    key_angles: tuple[Tensor, Tensor]        # cos and sin, (B, 1, T, Dh) each
+    query_angles: tuple[Tensor, Tensor]      # the same, or those of `places`, (B, 1, Q, Dh)
     mask: Tensor | None                      # (B, 1, T, L) bool, True = visible; None = causal over the T tokens
     cache: KVCache | None = None
     at: tuple | None = None                  # where the cache stores this batch; an index that selects (B, T, Hkv, Dh)
     view: slice | Tensor | None = None       # the cache rows to read; a slice, which copies nothing, where possible
+    places: Tensor | None = None             # (B, Q) where the last layer has queries; None = everywhere, Q = T
+
+    def last(self, wanted: Tensor) -> "Context":
+        """Return the last layer's context when states are wanted at some of the T places only, (B, T) bool."""
+        first_wanted = (~wanted).byte().argsort(dim=1, stable=True)                      # (B, T) places, wanted ones first
+        places = first_wanted[:, :max(1, int(wanted.sum(1).max()))]                      # (B, Q)
+        causal = torch.arange(wanted.size(1), device=wanted.device) <= places[:, :, None]
+        mask = causal if self.mask is None else pick(self.mask[:, 0], places)            # (B, Q, L)
+        angles = tuple(pick(angle[:, 0], places)[:, None] for angle in self.key_angles)
+        return dataclasses.replace(self, query_angles=angles, mask=mask[:, None], places=places)
+
+
+def pick(x: Tensor, places: Tensor | None) -> Tensor:
+    """Return x[b, places[b, q]], (B, Q, D), of x (B, T, D); x itself where places is None."""
+    return x if places is None else x.gather(1, places[:, :, None].expand(-1, -1, x.size(-1)))
 
 
 class RMSNorm(nn.Module):
@@ -186,19 +201,19 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)    # (B, Hq, T, Dh)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)    # (B, Hkv, T, Dh)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)                 # (B, Hkv, T, Dh)
-        q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
+        Dh, wanted = self.head_dim, pick(x, ctx.places)
+        q = self.q_norm(self.q_proj(wanted).unflatten(-1, (-1, Dh))).transpose(1, 2)     # (B, Hq, Q, Dh)
+        k = self.k_norm(self.k_proj(x).unflatten(-1, (-1, Dh))).transpose(1, 2)          # (B, Hkv, T, Dh)
+        v = self.v_proj(x).unflatten(-1, (-1, Dh)).transpose(1, 2)                       # (B, Hkv, T, Dh)
+        q, k = rotate(q, *ctx.query_angles), rotate(k, *ctx.key_angles)
         if ctx.cache is not None:
             all_k, all_v = ctx.cache.k[self.layer], ctx.cache.v[self.layer]              # (rows, Hkv, capacity, Dh)
             all_k[ctx.at], all_v[ctx.at] = k.transpose(1, 2), v.transpose(1, 2)
             if ctx.mask is not None:                     # without one this is the beginning: k and v are all there is
                 length = ctx.mask.size(-1)
                 k, v = all_k[:, :, :length][ctx.view], all_v[:, :, :length][ctx.view]    # (B, Hkv, L, Dh)
-        y = attend(q, k, v, ctx.mask)                                                    # (B, Hq, T, Dh)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        y = attend(q, k, v, ctx.mask)                                                    # (B, Hq, Q, Dh)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -239,7 +254,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), ctx)
+        x = pick(x, ctx.places) + self.self_attn(self.input_layernorm(x), ctx)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -277,7 +292,7 @@ class Qwen3(nn.Module):
         return F.linear(hidden, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
 
     def hidden(self, ids: Tensor, positions: Tensor | None = None, cache: KVCache | None = None,
-               rows: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+               rows: Tensor | None = None, segments: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
         """Return the states after the final norm, (B, T, D), for ids (B, T).
 
         positions: (B, T) rotary positions; 0..T-1 when not given.
@@ -286,6 +301,8 @@ class Qwen3(nn.Module):
         cache, rows: batch row b reads and writes cache row rows[b] (all different; 0..B-1 when not given): K and V of
             the T tokens are stored at positions[b], then the query at position p sees the entries 0..p. Consecutive
             rows are read in place, any other choice copies them.
+        wanted: (B, T) bool; return only these states, (M, D) in the order of x[wanted]. The last layer then computes
+            keys and values everywhere and all else only there.
 
         Right padding needs no mask. Without a cache attention is causal, so no token sees the padding after it; with a
         cache the padding's entries lie beyond the row's true length, where the next tokens overwrite them before any
@@ -296,10 +313,12 @@ class Qwen3(nn.Module):
         x = self.model.embed_tokens(ids)                                                 # (B, T, D)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer in self.model.layers:
+            if wanted is not None and layer is self.model.layers[-1]:
+                ctx = ctx.last(wanted)
             # use_reentrant=False: the reentrant kind gives no gradient at all when its input needs none, which is the
             # case here whenever the embedding is frozen (LoRA)
             x = checkpoint(layer, x, ctx, use_reentrant=False) if recompute else layer(x, ctx)
-        return self.model.norm(x)
+        return self.model.norm(x if wanted is None else x[wanted.gather(1, ctx.places)])
 
     def _context(self, ids: Tensor, positions: Tensor | None, cache: KVCache | None, rows: Tensor | None,
                  segments: Tensor | None) -> Context:
@@ -324,8 +343,8 @@ class Qwen3(nn.Module):
             at = ((run if rows is None else rows)[:, None], slice(None), positions)
             if not torch.equal(positions, index):        # else a prefill from position 0: plain causal attention
                 mask = (torch.arange(length, device=device) <= positions[:, :, None])[:, None]     # (B, 1, T, L)
-        cos, sin = rotary_angles(positions, self.config, self.model.norm.weight.dtype)
-        return Context(cos, sin, mask, cache, at, view)
+        angles = rotary_angles(positions, self.config, self.model.norm.weight.dtype)
+        return Context(angles, angles, mask, cache, at, view)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu",
@@ -378,22 +397,3 @@ class Qwen3(nn.Module):
             os.replace(temporary, directory / "config.json")
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def read_tensors(directory: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    """Yield (file, name, tensor) of every safetensors file of a model; a tensor maps its file until it is copied."""
-    names, index = ["model.safetensors"], directory / "model.safetensors.index.json"
-    if not (directory / names[0]).is_file() and index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is not a safetensors index: {error!r}") from error
-    for path in (directory / name for name in names):
-        if not path.is_file():
-            raise FileNotFoundError(f"missing weight file {path}")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for name in sorted(file.keys()):
-                    yield path, name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error

@@ -267,7 +267,7 @@ def finish(out: RunDir, args: argparse.Namespace, after: Sequence[Trajectory], p
     if not args.no_baselines and world.backend.instant:
         print("Searching for the best fixed and the best reachable workflows ...", flush=True)
         fixed = baselines.best_fixed(pool, held_out, world.new_canvas, grade, summary["trajectories"], args.seed)
-        reachable = baselines.best_reachable(pool, held_out, world.new_canvas, grade)
+        reachable = baselines.best_reachable(pool, held_out, world.new_canvas, grade, args.max_turns)
         summary |= {"accuracy_best_fixed": fixed.accuracy, "best_fixed": fixed.workflow, "best_reachable": reachable,
                     "accuracy_best_reachable": sum(r["accuracy"] * r["tasks"] for r in reachable) / len(held_out)}
     summary["wall_seconds"] = time.monotonic() - started

@@ -47,12 +47,12 @@ BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many 
 PEAK_LR = 4e-3
 READING = 0.5  # weight of predicting the task and the feedback: what a policy cannot read it cannot learn to use
 # A canvas for a policy that is too small to read descriptions: names only, short feedback, short episodes.
-CANVAS = CanvasConfig(max_turns=6, feedback_chars=240, problem_chars=600, brief=True)
+CANVAS = CanvasConfig(max_turns=6, feedback_chars=200, problem_chars=600, brief=True)
 
 
 def tiny_config(vocab: int) -> Qwen3Config:
     return Qwen3Config.from_dict({
-        "model_type": "qwen3", "vocab_size": vocab, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3,
+        "model_type": "qwen3", "vocab_size": vocab, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu",
         "attention_bias": False})

@@ -57,8 +57,10 @@ def test_every_kind_of_edit_is_drawn() -> None:
 def test_the_search_finds_the_workflow_that_is_right() -> None:
     wanted = "Decompose -> AnswerGenerate -> (Review -> Revise) * 8 -> Format"
     tasks = [Task(f"t{i}", "nq", "qa", wanted, ("right",)) for i in range(12)]
-    row, = baselines.best_reachable(tasks, tasks, Known, no_grader)
+    row, = baselines.best_reachable(tasks, tasks, Known, no_grader, max_turns=4)
     assert (row["workflow"], row["accuracy"], row["tasks"]) == (wanted, 1.0, 12)
+    row, = baselines.best_reachable(tasks, tasks, Known, no_grader, max_turns=3)
+    assert row["accuracy"] == 0                     # four stages are out of reach in three turns
 
 
 def test_a_score_is_the_grade_of_the_workflows_answer() -> None:

@@ -319,7 +319,7 @@ def test_a_head_that_is_trained_alone_gets_its_gradient() -> None:
 
 
 def test_bfloat16_logits_are_scored_in_float32() -> None:
-    model = SimpleNamespace(hidden=lambda ids: torch.randn(1, 4, 8).bfloat16(), head=lambda hidden: hidden)
+    model = SimpleNamespace(hidden=lambda ids, wanted: torch.randn(1, 4, 8).bfloat16()[wanted], head=lambda hidden: hidden)
     logprobs, _ = token_logprobs(model, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 1, 1, 1]]))
     assert logprobs.dtype == torch.float32
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FILES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("*.py"))}
 ENVIRONMENT = {"sandbox", "contain", "judge", "tasks", "toys", "backends", "simulated", "operators", "graph", "edits", "canvas",
                "rewards", "mathgrade", "report", "baselines", "metrics"}
-MODEL = {"lora", "qwen3", "policy"}
+MODEL = {"lora", "qwen3", "shards", "policy"}
 
 
 def imports(tree: ast.AST, top_only: bool = False) -> set[str]:

@@ -73,8 +73,15 @@ def loss(logits: torch.Tensor) -> torch.Tensor:
     return -logits.log_softmax(-1).gather(-1, ids().roll(-1, 1)[..., None]).mean()
 
 
+@pytest.fixture(params=[0, 2**18], ids=["branch", "sum first"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large layer adds the branch to its output, a small one B A to its weight: everything must hold for both."""
+    monkeypatch.setattr(lora, "SUM_FIRST", request.param)
+
+
 # ---------- arithmetic
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_new_adapter_changes_no_logit() -> None:
     model = base_model()
     before = model(ids())
@@ -83,6 +90,7 @@ def test_a_new_adapter_changes_no_logit() -> None:
     assert torch.equal(model(ids()), before)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj", "o_proj"), ALL, ("v_proj",)])
 def test_logits_and_gradients_equal_pefts(tmp_path: Path, targets: tuple[str, ...]) -> None:
     model = lora_model(targets=targets)
@@ -113,6 +121,7 @@ def test_lora_stays_float32_on_a_bfloat16_base_and_equals_peft(tmp_path: Path) -
     assert all(weight.grad.dtype == torch.float32 and weight.grad.any() for weight in lora.lora_parameters(model))
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_merge_equals_pefts(tmp_path: Path) -> None:
     model = lora_model(targets=ALL)
     twin, before = peft_twin(model, tmp_path / "a").merge_and_unload(), model(ids())
@@ -136,6 +145,7 @@ def test_merge_rounds_a_bfloat16_weight_once() -> None:
     assert torch.equal(model.get_submodule(name).weight, expected)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_dropout_acts_on_the_input_of_the_lora_branch_and_only_in_training() -> None:
     torch.manual_seed(0)
     layer, x = LoRALinear(torch.nn.Linear(8, 5), rank=2, alpha=4, dropout=0.5), torch.randn(6, 8)
@@ -146,6 +156,31 @@ def test_dropout_acts_on_the_input_of_the_lora_branch_and_only_in_training() -> 
     dropped = torch.nn.functional.dropout(x, 0.5)
     torch.testing.assert_close(out, layer.base(x) + 2 * dropped @ layer.lora_A.T @ layer.lora_B.T)
     torch.testing.assert_close(layer.eval()(x), layer.base(x) + 2 * x @ layer.lora_A.T @ layer.lora_B.T)
+
+
+def test_a_layer_sums_its_weights_first_only_if_it_is_small_and_nothing_is_dropped_or_rounded() -> None:
+    calls = []
+    for rows, dtype, dropout in ((512, torch.float32, 0.0), (513, torch.float32, 0.0), (512, torch.bfloat16, 0.0),
+                                 (512, torch.float32, 0.5)):
+        layer = LoRALinear(torch.nn.Linear(512, rows).to(dtype), rank=2, alpha=4, dropout=dropout).train()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layer, "summed", lambda layer=layer: calls.append(layer.base.out_features) or layer.base.weight)
+            layer(torch.ones(1, 512, dtype=dtype))
+    assert calls == [512]                           # 512 * 512 = SUM_FIRST, float32, no dropout
+
+
+@torch.no_grad()
+def test_a_kept_sum_follows_every_way_to_change_the_weights() -> None:
+    layer, x = LoRALinear(torch.nn.Linear(8, 5), rank=2, alpha=4), torch.randn(6, 8)
+    changes = (lambda: layer.lora_B.add_(1.0), lambda: layer.lora_A.mul_(2.0), lambda: layer.base.weight.add_(0.5),
+               lambda: layer.load_state_dict({"lora_A": torch.randn(2, 8)}, strict=False),
+               lambda: setattr(layer, "lora_B", torch.nn.Parameter(torch.randn(5, 2))))
+    for change in changes:
+        before = layer(x)
+        assert layer.summed() is layer.summed()     # kept: nothing is summed twice
+        change()
+        assert not torch.allclose(layer(x), before)
+        torch.testing.assert_close(layer(x), layer.base(x) + 2 * x @ layer.lora_A.T @ layer.lora_B.T)
 
 
 def test_start_is_pefts_distribution_and_a_seed_repeats_it() -> None:
@@ -162,6 +197,7 @@ def test_start_is_pefts_distribution_and_a_seed_repeats_it() -> None:
 
 # ---------- training
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_step_moves_every_b_and_nothing_frozen(checkpointing: bool) -> None:
     model = base_model().train()
@@ -186,6 +222,7 @@ def test_only_lora_is_trainable() -> None:
     assert {id(weight) for weight in model.parameters() if weight.requires_grad} == trainable
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_lora_state_dict_goes_back_into_another_model() -> None:
     first, second = lora_model(seed=1), lora_model(seed=2)
     _, unexpected = second.load_state_dict(lora_state_dict(first), strict=False)
@@ -195,6 +232,7 @@ def test_lora_state_dict_goes_back_into_another_model() -> None:
 
 # ---------- switching off
 
+@pytest.mark.usefixtures("both_ways")
 def test_disable_lora_is_the_exact_base_nests_and_survives_exceptions() -> None:
     model, base = lora_model(), base_model()(ids())
     tuned = model(ids())
@@ -209,6 +247,7 @@ def test_disable_lora_is_the_exact_base_nests_and_survives_exceptions() -> None:
     assert torch.equal(model(ids()), tuned)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_disable_lora_leaves_other_models_and_other_threads_alone() -> None:
     model, other, seen = lora_model(seed=1), lora_model(seed=2), []
     tuned, other_tuned = model(ids()), other(ids())

@@ -499,12 +499,12 @@ class Gate:
         self.reached, self.opened = threading.Event(), threading.Event()
         monkeypatch.setattr(model, "hidden", self)
 
-    def __call__(self, *args: object) -> torch.Tensor:
+    def __call__(self, *args: object, **named: object) -> torch.Tensor:
         if self.left == 0:
             self.reached.set()
             assert self.opened.wait(20)
         self.left -= 1
-        return self.original(*args)
+        return self.original(*args, **named)
 
 
 def test_requests_join_the_running_batch_between_steps(model: Qwen3, make: Callable,

@@ -117,6 +117,51 @@ def test_published_parameter_counts(sizes: tuple, count: int) -> None:
     assert sum(weight.numel() for weight in twin.parameters()) == count
 
 
+# ---------- only the states that are wanted
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_wanted_states_and_their_gradients_are_those_of_the_full_pass(packed: bool, checkpointing: bool) -> None:
+    model, ids = random_model(tiny()), random_ids(4, 23)
+    model.gradient_checkpointing = checkpointing
+    wanted = torch.rand(4, 23, generator=torch.Generator().manual_seed(2)) < 0.3
+    wanted[1], wanted[2] = False, True                          # a row without any, and one with all
+    segments = (torch.arange(23) // 9).expand(4, 23) if packed else None
+    weight, gradients = torch.randn(48, generator=torch.Generator().manual_seed(3)), []
+    with torch.enable_grad():
+        full = model.hidden(ids, segments=segments)[wanted]     # (M, 48)
+        some = model.hidden(ids, segments=segments, wanted=wanted)
+        for states in (full, some):
+            model.zero_grad()
+            (states @ weight).sum().backward()
+            gradients.append({name: w.grad for name, w in model.named_parameters()})
+    torch.testing.assert_close(some, full, rtol=1e-5, atol=1e-5)
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_the_last_layer_works_only_where_states_are_wanted() -> None:
+    """The reason for `wanted`: 3 of 2 * 40 positions go through the last MLP, padded to the 2 of the fuller row."""
+    model, seen = random_model(tiny()), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda module, given, out: seen.append(tuple(out.shape[:2])))
+    wanted = torch.zeros(2, 40, dtype=torch.bool)
+    wanted[0, [5, 39]] = wanted[1, 7] = True
+    assert model.hidden(random_ids(2, 40), wanted=wanted).shape == (3, 48)
+    assert seen == [(2, 40), (2, 40), (2, 2)]
+
+
+def test_a_prefill_that_wants_no_state_fills_the_cache_all_the_same() -> None:
+    model, ids, caches = random_model(tiny()), random_ids(2, 12), []
+    for wanted in (None, torch.zeros(2, 5, dtype=torch.bool)):
+        caches.append(KVCache(model.config, rows=2, capacity=16))
+        model.hidden(ids[:, :7], cache=caches[-1])
+        states = model.hidden(ids[:, 7:], torch.arange(7, 12).expand(2, 5), caches[-1], wanted=wanted)
+    assert states.shape == (0, 48)
+    assert torch.equal(caches[0].k, caches[1].k)
+    assert torch.equal(caches[0].v, caches[1].v)
+
+
 # ---------- padding and packing
 
 def test_right_padding_needs_no_mask() -> None:

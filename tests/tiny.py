@@ -29,7 +29,7 @@ class Tiny(nn.Module):
         self.head_rows: list[int] = []
         self.double()
 
-    def hidden(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, wanted: Tensor | None = None) -> Tensor:
         self.calls.append((len(ids), self.training, self.lora_on))
         T = ids.shape[1]
         x = self.embed(ids) + self.places(torch.arange(T))
@@ -37,7 +37,8 @@ class Tiny(nn.Module):
             q, k, v = layer(x).chunk(3, -1)
             scores = (q @ k.transpose(1, 2)).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
             x = x + self.dropout(scores.softmax(-1) @ v)
-        return x * (1 + 0.1 * self.lora) if self.lora_on else x
+        x = x * (1 + 0.1 * self.lora) if self.lora_on else x
+        return x if wanted is None else x[wanted]
 
     def head(self, hidden: Tensor) -> Tensor:
         self.head_rows.append(len(hidden))
