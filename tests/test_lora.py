@@ -172,15 +172,27 @@ def test_a_layer_sums_its_weights_first_only_if_it_is_small_and_nothing_is_dropp
 @torch.no_grad()
 def test_a_kept_sum_follows_every_way_to_change_the_weights() -> None:
     layer, x = LoRALinear(torch.nn.Linear(8, 5), rank=2, alpha=4), torch.randn(6, 8)
-    changes = (lambda: layer.lora_B.add_(1.0), lambda: layer.lora_A.mul_(2.0), lambda: layer.base.weight.add_(0.5),
-               lambda: layer.load_state_dict({"lora_A": torch.randn(2, 8)}, strict=False),
-               lambda: setattr(layer, "lora_B", torch.nn.Parameter(torch.randn(5, 2))))
+    changes = (lambda: setattr(layer, "lora_B", torch.nn.Parameter(torch.randn(5, 2))),
+               lambda: layer.lora_B.add_(1.0), lambda: layer.lora_A.mul_(2.0), lambda: layer.base.weight.add_(0.5),
+               lambda: layer.load_state_dict({"lora_A": torch.randn(2, 8)}, strict=False))
     for change in changes:
         before = layer(x)
         assert layer.summed() is layer.summed()     # kept: nothing is summed twice
         change()
         assert not torch.allclose(layer(x), before)
         torch.testing.assert_close(layer(x), layer.base(x) + 2 * x @ layer.lora_A.T @ layer.lora_B.T)
+
+
+def test_a_kept_sum_never_takes_part_in_training() -> None:
+    layer, x, gradients = LoRALinear(torch.nn.Linear(8, 5), rank=2, alpha=4), torch.randn(6, 8), []
+    with torch.no_grad():
+        layer(x)                                    # now a sum is kept, without a graph
+    for _ in range(2):                              # and one with a graph could be walked once only
+        layer.zero_grad()
+        layer(x).sum().backward()
+        gradients.append(layer.lora_B.grad)
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
 
 
 def test_start_is_pefts_distribution_and_a_seed_repeats_it() -> None:
