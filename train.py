@@ -53,7 +53,7 @@ from warmstart import parse_rate
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/default"), help="run directory (default %(default)s)")
-    run.add_argument("--steps", type=int, default=50, help="optimiser steps (default %(default)s)")
+    run.add_argument("--steps", type=int, default=36, help="optimiser steps (default %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
     run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
     run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
@@ -77,8 +77,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--clip-eps-high", type=float, help="another bound for the upper side (clip-higher)")
     loss.add_argument("--kl-coef", type=float, default=0.03, help="beta of the k3 penalty (default %(default)s; 0: none)")
     loss.add_argument("--entropy-coef", type=float, default=0.0, help="entropy bonus (default %(default)s)")
-    loss.add_argument("--loss-norm", choices=("trajectory", "token"), default="trajectory",
-                      help="mean over trajectories of token means (paper), or over all tokens (default %(default)s)")
+    loss.add_argument("--loss-norm", choices=("trajectory", "token", "constant"), default="trajectory",
+                      help="mean over trajectories of token means (paper), over all tokens, or the sum over tokens by the "
+                           "most that a step could have (Dr. GRPO) (default %(default)s)")
     loss.add_argument("--tis-cap", type=float, help="cap of the truncated trainer/sampler importance weight")
     loss.add_argument("--no-mask", action="store_true", help="ablation: feedback tokens are trained too")
     loss.add_argument("--micro-batch-tokens", type=int, default=16384, help="raise until it no longer fits (default %(default)s)")
@@ -145,10 +146,12 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
     return args.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def update_config(args: argparse.Namespace, vocab_limit: int) -> UpdateConfig:
+def update_config(args: argparse.Namespace, vocab_limit: int, n_sources: int) -> UpdateConfig:
+    most = n_sources * args.tasks_per_source * args.rollouts_per_task * args.max_turns * args.max_new_tokens
     names = ("clip_eps", "clip_eps_high", "kl_coef", "entropy_coef", "loss_norm", "tis_cap", "no_mask", "temperature",
              "epochs", "max_grad_norm", "micro_batch_tokens")
-    return UpdateConfig(**{name: getattr(args, name) for name in names}, vocab_limit=vocab_limit)
+    return UpdateConfig(**{name: getattr(args, name) for name in names}, vocab_limit=vocab_limit,
+                        loss_constant=float(most))
 
 
 # ---- the run ----------------------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets.split(","))
     model.gradient_checkpointing = args.gradient_checkpointing
     optimizer = torch.optim.AdamW(lora_parameters(model), lr=args.lr, weight_decay=args.weight_decay)
-    config = update_config(args, tokenizer.vocab_size)
+    config = update_config(args, tokenizer.vocab_size, len({task.source for task in pool}))
     sampler = make_sampler(args, model, tokenizer)
     before = out.path / "before.json"
     try:

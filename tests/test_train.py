@@ -88,6 +88,14 @@ def test_warm_up_starts_above_zero_and_the_schedule_ends_at_a_tenth() -> None:
 # ---- flags and errors -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("norm", ["trajectory", "token", "constant"])
+def test_every_loss_norm_reaches_the_update(norm: str) -> None:
+    args = arguments("--loss-norm", norm, "--tasks-per-source", 2, "--rollouts-per-task", 3, "--max-turns", 4,
+                     "--max-new-tokens", 5)
+    config = train.update_config(args, vocab_limit=7, n_sources=2)
+    assert (config.loss_norm, config.loss_constant, config.vocab_limit) == (norm, 2 * 2 * 3 * 4 * 5, 7)
+
+
 def test_every_flag_is_read() -> None:
     """A flag that no code reads promises something that does not happen."""
     sources = {name: (ROOT / f"{name}.py").read_text() for name in ("train", "eval", "flags")}
