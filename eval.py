@@ -32,6 +32,7 @@ from flags import (
     load_policy,
     load_tasks,
     make_sampler,
+    preset_defaults,
 )
 from lora import add_lora, load_adapter, read_adapter
 from metrics import commonest_workflows, trajectory_record
@@ -117,12 +118,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     evaluation.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="defaults without a run directory")
     evaluation.add_argument("--out", type=Path, metavar="DIR", help="write eval.json, eval.md and trajectories.jsonl there")
     known = {action.dest for action in parser._actions}
-    first, _ = parser.parse_known_args(arguments)
-    defaults = dict(PRESETS[first.preset])
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what decides the defaults of the rest
+    ahead.add_argument("--adapter", type=Path)
+    ahead.add_argument("--data", nargs="+")
+    first, _ = ahead.parse_known_args(arguments)
+    defaults = dict(preset_defaults(arguments))
     if first.adapter and (first.adapter / "args.json").exists():
         defaults |= RunDir(first.adapter).read_args()["flags"]
-        defaults["preset"] = first.preset
-        defaults.pop("out", None)
+        for name in ("preset", "out"):
+            defaults.pop(name, None)
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
     args = parser.parse_args(arguments)
     args.data_given = first.data is not None

@@ -42,6 +42,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def preset_defaults(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The defaults of the preset that the arguments name; read ahead of them all, so that --help shows these defaults."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ahead.add_argument("--preset", default="tiny")
+    first, _ = ahead.parse_known_args(arguments)
+    return PRESETS.get(first.preset, {})  # the real parser refuses an unknown one
+
+
 class UsageError(ValueError):
     """Flags that contradict each other or the machine; the message names them."""
 

@@ -40,6 +40,7 @@ from flags import (
     load_policy,
     load_tasks,
     make_sampler,
+    preset_defaults,
 )
 from lora import add_lora, disable_lora, lora_parameters
 from metrics import commonest_workflows, rollout_metrics, trajectory_record
@@ -97,8 +98,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_flags(parser)
     add_shared_flags(parser)
-    preset = parser.parse_known_args(arguments)[0].preset
-    parser.set_defaults(**PRESETS[preset])
+    parser.set_defaults(**preset_defaults(arguments))
     args = parser.parse_args(arguments)
     if args.resume:  # a run goes on with its own flags; only --steps may be raised
         given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
@@ -173,6 +173,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(lora_parameters(model), lr=args.lr, weight_decay=args.weight_decay)
     config = update_config(args, tokenizer.vocab_size, len({task.source for task in pool}))
     sampler = make_sampler(args, model, tokenizer)
+    if args.top_p < 1 or args.top_k > 0:
+        print("Note: --top-p and --top-k cut the distribution that is sampled, and the trainer scores the whole one: the ratio "
+              "is biased, by as much as sampler_kl in metrics.jsonl says.", flush=True)
     before = out.path / "before.json"
     try:
         if not before.exists():

@@ -88,6 +88,15 @@ def test_warm_up_starts_above_zero_and_the_schedule_ends_at_a_tenth() -> None:
 # ---- flags and errors -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("program", [train, evaluation])
+@pytest.mark.parametrize(("words", "shown"), [(["--help"], "0.75"), (["--preset", "paper", "--help"], "0.6")])
+def test_help_shows_the_defaults_of_the_preset(program: object, words: list[str], shown: str,
+                                               capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        program.parse_args(words)
+    assert f"and so of scoring (default {shown})" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("norm", ["trajectory", "token", "constant"])
 def test_every_loss_norm_reaches_the_update(norm: str) -> None:
     args = arguments("--loss-norm", norm, "--tasks-per-source", 2, "--rollouts-per-task", 3, "--max-turns", 4,
