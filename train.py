@@ -154,6 +154,14 @@ def update_config(args: argparse.Namespace, vocab_limit: int, n_sources: int) ->
                         loss_constant=float(most))
 
 
+def truncation_note(args: argparse.Namespace) -> str:
+    """What to tell once when sampling is truncated; "" when it is not."""
+    if args.top_p == 1 and args.top_k < 1:
+        return ""
+    return (f"Note: --top-p {args.top_p} and --top-k {args.top_k} cut what is sampled, and the trainer scores the whole "
+            "distribution: the ratio is biased, by as much as sampler_kl in metrics.jsonl says.")
+
+
 # ---- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -173,9 +181,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(lora_parameters(model), lr=args.lr, weight_decay=args.weight_decay)
     config = update_config(args, tokenizer.vocab_size, len({task.source for task in pool}))
     sampler = make_sampler(args, model, tokenizer)
-    if args.top_p < 1 or args.top_k > 0:
-        print("Note: --top-p and --top-k cut the distribution that is sampled, and the trainer scores the whole one: the ratio "
-              "is biased, by as much as sampler_kl in metrics.jsonl says.", flush=True)
+    if note := truncation_note(args):
+        print(note, flush=True)
     before = out.path / "before.json"
     try:
         if not before.exists():

@@ -97,6 +97,12 @@ def test_help_shows_the_defaults_of_the_preset(program: object, words: list[str]
     assert f"and so of scoring (default {shown})" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(("words", "told"), [([], False), (["--top-p", "0.95"], True), (["--top-k", "20"], True),
+                                             (["--top-k", "0"], False), (["--preset", "paper"], True)])
+def test_truncated_sampling_is_said_to_bias_the_ratio(words: list[str], told: bool) -> None:
+    assert ("ratio is biased" in train.truncation_note(arguments(*words))) == told
+
+
 @pytest.mark.parametrize("norm", ["trajectory", "token", "constant"])
 def test_every_loss_norm_reaches_the_update(norm: str) -> None:
     args = arguments("--loss-norm", norm, "--tasks-per-source", 2, "--rollouts-per-task", 3, "--max-turns", 4,
