@@ -55,7 +55,7 @@ def random_edit(canvas: Canvas, rng: random.Random) -> str:
         body = f"<structure>conditional</structure><condition>{rng.choice(checkers)}</condition><true>{rng.choice(names)}</true>"
         body += f"<false>{rng.choice(names)}</false>" * rng.randint(0, 1)
     else:
-        chosen = rng.choices(free if kind == "parallel" else names, k=rng.randint(2, 3))
+        chosen = rng.choices(free if kind == "parallel" else names, k=rng.randint(2, 4))
         body = f"<structure>{kind}</structure><operators>{', '.join(chosen)}</operators>"
         body += f"<count>{rng.randint(1, MAX_COUNT // 3)}</count>" * (kind == "loop")
     if graph.stages and rng.random() < 0.25:

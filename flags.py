@@ -27,10 +27,10 @@ from warmstart import CANVAS, TOY_SOURCES, tiny_policy
 # did. Flags given by hand win. Below temperature 1 a tiny policy makes fewer slips: an illegal edit costs it a turn but no
 # reward, so at 1 nothing keeps them from spreading once a workflow is feasible with turns to spare.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"temperature": 0.75, "max_new_tokens": 32, "micro_batch_tokens": 4096},  # legal edits have 23 tokens at most
+    "tiny": {"temperature": 0.9, "max_new_tokens": 32, "micro_batch_tokens": 4096},  # legal edits have 25 tokens at most
     "qwen3-0.6b": {
-        "rollouts_per_task": 6, "group_by": "task", "lr": 1e-4, "kl_coef": 0.005, "lora_rank": 32, "lora_alpha": 64.0,
-        "steps": 200, "brief": False,
+        "tasks_per_source": 6, "rollouts_per_task": 6, "group_by": "task", "lr": 1e-4, "kl_coef": 0.005,
+        "lora_rank": 32, "lora_alpha": 64.0, "steps": 200, "brief": False,
         "max_turns": 12, "feedback_chars": 800, "problem_chars": 6000, "dtype": "bfloat16",
         "lora_targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "gradient_checkpointing": True},
     "paper": {

@@ -54,15 +54,15 @@ from warmstart import parse_rate
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/default"), help="run directory (default %(default)s)")
-    run.add_argument("--steps", type=int, default=30, help="optimiser steps (default %(default)s)")
+    run.add_argument("--steps", type=int, default=40, help="optimiser steps (default %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
     run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
     run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
     run.add_argument("--no-baselines", action="store_true", help="skip the search for fixed and reachable workflows")
 
     batch = parser.add_argument_group("batch")
-    batch.add_argument("--tasks-per-source", type=int, default=6, help="tasks of each source a step (default %(default)s)")
-    batch.add_argument("--rollouts-per-task", type=int, default=3, help="trajectories a task (default %(default)s)")
+    batch.add_argument("--tasks-per-source", type=int, default=3, help="tasks of each source a step (default %(default)s)")
+    batch.add_argument("--rollouts-per-task", type=int, default=6, help="trajectories a task (default %(default)s)")
     batch.add_argument("--group-by", choices=("source", "task"), default="task",
                        help="rewards are compared within a source (CWRPO) or a task (GRPO) (default %(default)s)")
     batch.add_argument("--skip-uniform-groups", action="store_true", help="leave groups of equal rewards out of the update")
@@ -76,7 +76,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--epochs", type=int, default=1, help="optimiser steps per batch (default %(default)s)")
     loss.add_argument("--clip-eps", type=float, default=0.2, help="ratio clip (default %(default)s)")
     loss.add_argument("--clip-eps-high", type=float, help="another bound for the upper side (clip-higher)")
-    loss.add_argument("--kl-coef", type=float, default=0.05, help="beta of the k3 penalty (default %(default)s; 0: none)")
+    loss.add_argument("--kl-coef", type=float, default=0.03, help="beta of the k3 penalty (default %(default)s; 0: none)")
     loss.add_argument("--entropy-coef", type=float, default=0.0, help="entropy bonus (default %(default)s)")
     loss.add_argument("--loss-norm", choices=("trajectory", "token", "constant"), default="trajectory",
                       help="mean over trajectories of token means (paper), over all tokens, or the sum over tokens by the "
