@@ -410,8 +410,12 @@ def test_ctrl_c_leaves_neither_threads_nor_keys_nor_queued_steps() -> None:
         return FINISHED
 
     canvases, sampler = [Canvas(press_ctrl_c) for _ in range(10)], Sampler()
-    with pytest.raises(KeyboardInterrupt):
-        play(canvases, sampler, workers=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs start with it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            play(canvases, sampler, workers=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert workers_left() == []
     assert len(sampler.released) == 10
     assert sum(len(canvas.heard) for canvas in canvases) == 1, "queued canvas steps ran after the interrupt"
