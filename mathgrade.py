@@ -49,9 +49,9 @@ def math_answer(text: str) -> str:
     or a digit behind: "$5 and $7" are prices.
     """
     text = text[-ANSWER_CHARS:].strip()
-    boxes = [_closed(text, match.end()) for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
-    if boxes := [box for box in boxes if box is not None]:
-        return boxes[-1].strip()
+    box = last_box(text)
+    if box is not None:
+        return box
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0]
     if said := _SAID.match(text.rpartition("\n")[2]):
@@ -59,6 +59,15 @@ def math_answer(text: str) -> str:
     if enclosed := _DOLLARS.findall(text):
         text = "".join(enclosed[-1])
     return text.strip("* \n").rstrip(".").strip("* \n")
+
+
+def last_box(text: str) -> str | None:
+    r"""Return what is in the last balanced \boxed{} or \fbox{}, or follows the last "\boxed " up to a dollar."""
+    for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)(?:\s*(\{)|\s+(?=[^\s{]))", text))):
+        box = _closed(text, match.end()) if match[1] else re.match(r"[^$\n]*", text[match.end():])[0]
+        if box is not None:
+            return box.strip()
+    return None
 
 
 def _closed(text: str, start: int, brackets: str = "{}") -> str | None:

@@ -4,22 +4,20 @@ Nothing is repaired in silence: a bad line is an error that names the file and t
 which operators may run, apart from its hidden tests, which only the grader runs; meta never holds tests, so that
 printing it leaks none.
 
-    python tasks.py inspect data/train.jsonl
-    python tasks.py toy toy_math -n 100 --seed 0 > toy.jsonl
+    python tasks.py --help      convert, inspect, split, overlap, toy: see convert.py
 """
 
-import argparse
 import ast
 import itertools
 import json
-import os
 import re
-import sys
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import toys
 
@@ -31,8 +29,11 @@ SOURCES = {
     "code": ("humaneval", "mbpp", "apps", "ds1000", "toy_code"),
 }  # kind -> the sources that we know
 KIND_OF = {source: kind for kind, sources in SOURCES.items() for source in sources}
-ALIASES = {"squad": "squad_v2", "nq_open": "nq", "aime": "aime2025", "human_eval": "humaneval", "trivia_qa": "triviaqa"}
-TEST_KEYS = {"test", "test_list", "public_tests", "test_imports", "test_setup_code", "input_output"}  # not kept in meta
+ALIASES = {"squad": "squad_v2", "squadv2": "squad_v2", "nq_open": "nq", "aime": "aime2025", "aime25": "aime2025",
+           "aime_2025": "aime2025", "human_eval": "humaneval", "trivia_qa": "triviaqa", "math_qa": "mathqa",
+           "hotpot_qa": "hotpotqa", "ds_1000": "ds1000"}
+# Never kept in meta.
+TEST_KEYS = {"test", "test_list", "public_tests", "test_imports", "test_setup_code", "input_output", "code_context"}
 EXPECTED = "expected one JSON object a line with problem, ground_truth and source"
 
 
@@ -125,11 +126,15 @@ def from_record(record: object, number: int = 0) -> Task:
     if not isinstance(meta, dict):
         raise TaskError(f"meta must be an object, got {meta!r:.60}")
     source, kind = _source_and_kind(record)
-    name = str(meta.get("task_id", number))
+    name = str(_first(meta, "task_id", "id") if _first(meta, "task_id", "id") is not None else number)
     name = name if name.lower().startswith(source) else f"{source}/{name}"
     if kind == "code" or source == "squad_v2":  # no reference program; an unanswerable question
         truth = "" if truth in (None, []) else truth
     answers = truth if isinstance(truth, list) else [truth]
+    if kind == "qa" and isinstance(meta.get("all_answers"), list):  # FlowSteer-Dataset's accepted variants
+        answers = [*answers, *meta["all_answers"]]
+    if source == "squad_v2" and meta.get("has_answer") is False:
+        answers = [""]
     if not answers or not all(isinstance(answer, str | int | float) for answer in answers):
         raise TaskError(f"ground_truth (or answer) must be a string, a number or a list of them, got {truth!r:.60}")
     answers = tuple(dict.fromkeys(map(str, answers)))  # without repetitions, in order
@@ -152,6 +157,11 @@ def to_record(task: Task) -> dict:
     }
 
 
+def problem_key(task: Task) -> str:
+    """What two tasks with the same problem have in common: the letters and digits of its text, without case."""
+    return "".join(char for char in unicodedata.normalize("NFKC", task.problem).casefold() if char.isalnum())
+
+
 def _first(record: dict, *names: str) -> object:
     return next((record[name] for name in names if record.get(name) is not None), None)
 
@@ -161,7 +171,7 @@ def _source_and_kind(record: dict) -> tuple[str, str]:
     source, kind = _first(record, "source", "dataset"), record.get("problem_type")
     source = re.sub(r"[\s-]+", "_", str(source or kind).strip().lower())
     source = ALIASES.get(source, source)
-    kind = KIND_OF.get(source, "choice" if kind == "multiple_choice" else kind)
+    kind = KIND_OF.get(source, "choice" if kind in ("multiple_choice", "mathqa_mc") else kind)
     if kind not in tuple(SOURCES):
         known = f"source {source!r} is none of {', '.join(KIND_OF)}"
         raise TaskError(f"{known}; so problem_type must be one of {', '.join(SOURCES)}, got {kind!r:.60}")
@@ -172,10 +182,12 @@ def _source_and_kind(record: dict) -> tuple[str, str]:
 def _code_task(task: Task, meta: dict) -> Task:
     """Fill in entry point, tests and the complete reference program from meta, in each dataset's way."""
     entry_point, prompt, body = meta.get("entry_point"), meta.get("prompt") or task.problem, task.answers[0]
-    public, hidden = meta.get("public_tests") or "", _first(meta, "test", "test_list") or ""
+    public, hidden = meta.get("public_tests") or "", _first(meta, "test", "test_list", "code_context") or ""
+    kept = {key: value for key, value in meta.items() if key not in TEST_KEYS | {"entry_point", "prompt"}}
     if meta.get("input_output"):
-        entry_point, hidden = _input_output(meta["input_output"])
-        public = public or hidden[:1]
+        entry_point, hidden, wrapped = _input_output(meta["input_output"])
+        public = public or sample_cases(task.problem, hidden)
+        kept |= {"wrapped_outputs": True} if wrapped else {}
     if isinstance(hidden, list) and all(isinstance(line, str) for line in hidden):
         hidden = "\n".join(hidden)
     cases = hidden if isinstance(hidden, list) else []
@@ -194,25 +206,56 @@ def _code_task(task: Task, meta: dict) -> Task:
         setup = [part for part in (meta.get("test_imports"), meta.get("test_setup_code")) if part]
         hidden = "\n".join([*(part if isinstance(part, str) else "\n".join(part) for part in setup), hidden])
         public = public or _first_assert(hidden)
-    kept = {key: value for key, value in meta.items() if key not in TEST_KEYS | {"entry_point", "prompt"}}
+    if task.source == "apps" and entry_point and isinstance(hidden, list) and isinstance(public, list):
+        hidden, public = _int_keys(hidden), _int_keys(public)
     return replace(task, answers=(body,), entry_point=entry_point, public_tests=public, hidden_tests=hidden, meta=kept)
 
 
-def _input_output(value: object) -> tuple[str | None, list[dict]]:
-    """Return (fn_name, cases) of APPS' {inputs, outputs[, fn_name]} or its JSON text."""
+def _input_output(value: object) -> tuple[str | None, list[dict], bool]:
+    """Return (fn_name, cases, whether the outputs were wrapped) of APPS' {inputs, outputs[, fn_name]} or its JSON text."""
     try:
         value = json.loads(value) if isinstance(value, str) else value
         pairs, name = list(zip(value["inputs"], value["outputs"], strict=True)), value.get("fn_name")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise TaskError(f"meta.input_output must hold lists inputs and outputs of one length ({error!r:.70})") from None
-    if name is None:  # a list stands for the lines of the text
-        pairs = [[text if isinstance(text, str) else "\n".join(map(str, text)) for text in pair] for pair in pairs]
-    elif all(isinstance(wanted, list) and len(wanted) == 1 for _, wanted in pairs):
+    wrapped = bool(name) and all(isinstance(wanted, list) and len(wanted) == 1 for _, wanted in pairs)
+    if not name:  # a list stands for the lines of the text
+        pairs = [[text if isinstance(text, str) else _lines_of(text) for text in pair] for pair in pairs]
+    elif wrapped:
         pairs = [(given, wanted[0]) for given, wanted in pairs]  # APPS wraps the returned value in a list
-    return name, [{"input": given, "output": wanted} for given, wanted in pairs]
+    return name or None, [{"input": given, "output": wanted} for given, wanted in pairs], wrapped
 
 
-def _parse(text: str) -> list[ast.stmt]:
+def _lines_of(value: object) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _int_keys(cases: list[dict]) -> list[dict]:
+    """Undo what JSON does to dictionaries with integer keys, in arguments and results, as APPS' own script does."""
+    def undo(value: Any) -> Any:
+        whole = isinstance(value, dict) and value and all(re.fullmatch(r"-?[0-9]{1,18}", str(key)) for key in value)
+        return {int(key): item for key, item in value.items()} if whole else value
+
+    return [{**case, "input": [undo(item) for item in case["input"]] if isinstance(case["input"], list) else case["input"],
+             "output": undo(case["output"])} for case in cases]
+
+
+def sample_cases(question: str, cases: list[dict]) -> list[dict]:
+    """The public ones of APPS' cases: those that stand, input and output line by line, in the question's examples.
+
+    Examples begin at "-----Example" or "Sample Input"; where none of the cases stands there, the first case is public.
+    """
+    def plain(text: object) -> str:
+        return "\n" + "\n".join(line.strip() for line in str(text).splitlines() if line.strip()) + "\n"
+
+    begin = re.search(r"-----\s*(?:Example|Sample)|^\W*(?:Examples?|Sample Input)\b", question, re.MULTILINE | re.IGNORECASE)
+    examples = plain(question[begin.start():]) if begin else ""
+    shown = [case for case in cases if isinstance(case["input"], str) and case["input"].strip()
+             and plain(case["input"]) in examples and plain(case["output"]) in examples]
+    return shown or cases[:1]
+
+
+def parse(text: str) -> list[ast.stmt]:
     """Return the statements of a program, none where it does not parse: nothing can be learnt from it then."""
     try:
         with warnings.catch_warnings():
@@ -224,14 +267,14 @@ def _parse(text: str) -> list[ast.stmt]:
 
 def _helpers(prompt: str, entry_point: str) -> str:
     """Return imports and helper functions of a HumanEval prompt (a few checks call them), "" where it has no helper."""
-    others = [node for node in _parse(prompt) if getattr(node, "name", None) != entry_point]
+    others = [node for node in parse(prompt) if getattr(node, "name", None) != entry_point]
     has_helper = any(isinstance(node, ast.FunctionDef) for node in others)
     return "".join(ast.unparse(node) + "\n" for node in others) if has_helper else ""
 
 
 def _first_assert(tests: str) -> str:
     """Return the tests up to and including their first assert."""
-    body = _parse(tests)
+    body = parse(tests)
     end = next((i for i, node in enumerate(body, 1) if isinstance(node, ast.Assert)), 0)
     return "\n".join(ast.get_source_segment(tests, node) or "" for node in body[:end])
 
@@ -246,7 +289,7 @@ def docstring_asserts(prompt: str, entry_point: str) -> str:
     Arguments and results must be literals; anything else is left out. So is ("Venus"), which may mean a tuple.
     A docstring can be wrong (HumanEval/47 and /116 are); its asserts are then as wrong as the text to be solved.
     """
-    functions = [node for node in _parse(prompt) if isinstance(node, ast.FunctionDef) and node.name == entry_point]
+    functions = [node for node in parse(prompt) if isinstance(node, ast.FunctionDef) and node.name == entry_point]
     lines = (ast.get_docstring(functions[-1]) or "").splitlines() if functions else []
     asserts = []
     for i, line in enumerate(lines):
@@ -255,7 +298,7 @@ def docstring_asserts(prompt: str, entry_point: str) -> str:
             output = itertools.takewhile(lambda row: row.strip() and ">>>" not in row, lines[i + 1 :])
             text += " == " + "\n".join(output)
         text = _ARROW.sub(") ==", text, count=1).rstrip(" .;")
-        match _parse(text):
+        match parse(text):
             case [ast.Expr(ast.Compare(ast.Call(ast.Name(name)) as call, [ast.Eq()], [wanted]))] if name == entry_point:
                 vague = text.endswith(")") and isinstance(wanted, ast.Constant)
                 values = [*call.args, *(keyword.value for keyword in call.keywords), wanted]
@@ -280,46 +323,10 @@ def toy_tasks(source: str, n: int, seed: int) -> list[Task]:
     return [from_record(record) for record in toys.toy_records(source, n, seed)]
 
 
-def inspect(tasks: list[Task]) -> str:
-    """Describe tasks: counts, lengths, repetitions, missing tests, three examples."""
-    lengths = sorted(len(task.problem) for task in tasks)
-    percentiles = [f"p{p} {lengths[(len(lengths) - 1) * p // 100]}" for p in (0, 10, 50, 90, 99, 100)]
-    code = [task for task in tasks if task.kind == "code"]
-    counts = Counter((task.kind, task.source) for task in tasks)
-    rows = [f"{count:8}  {kind:6}  {source}" for (kind, source), count in sorted(counts.items())]
-    rows += [f"{len(tasks):8}  in all", "", f"problem length in characters: {', '.join(percentiles)}"]
-    rows += [f"repeated problems: {len(tasks) - len({(task.source, task.problem) for task in tasks})}"]
-    rows += [f"repeated ids: {sum(re.search('#[0-9]+$', task.id) is not None for task in tasks)}"]
-    rows += [f"code tasks without hidden tests: {sum(not task.hidden_tests for task in code)}"]
-    rows += [f"code tasks without public tests: {sum(not task.public_tests for task in code)}"]
-    for task in [tasks[i * len(tasks) // 3] for i in range(min(3, len(tasks)))]:
-        rows += ["", f"{task.id} ({task.source}, {task.kind})", f"  problem  {task.problem[:300]!r}"]
-        rows += [f"  answers  {str(task.answers)[:200]}"]
-    return "\n".join(rows)
-
-
 def main() -> None:
-    """Inspect task files, or print toy tasks as JSONL."""
-    parser = argparse.ArgumentParser(description="Inspect task files; print toy tasks.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("inspect", help="count, measure and show the tasks of JSONL files")
-    command.add_argument("files", nargs="+", metavar="FILE")
-    command = commands.add_parser("toy", help="print toy tasks as JSONL")
-    command.add_argument("source", choices=tuple(toys.MAKERS))
-    command.add_argument("-n", type=int, default=3, help="how many (default 3)")
-    command.add_argument("--seed", type=int, default=0, help="another seed, other tasks (default 0)")
-    args = parser.parse_args()
-    try:
-        if args.command == "inspect":
-            print(inspect(read_tasks(args.files)))
-        else:
-            for task in toy_tasks(args.source, args.n, args.seed):
-                print(json.dumps(to_record(task), ensure_ascii=False))
-        sys.stdout.flush()
-    except TaskError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except BrokenPipeError:  # `| head` has seen enough; keep the interpreter from flushing into it once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    import convert  # late: it stands above this file
+
+    convert.main()
 
 
 if __name__ == "__main__":
