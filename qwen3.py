@@ -18,22 +18,21 @@ config.json that asks for one of them is refused by name.
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shards import read_tensors
+from shards import SHARD_BYTES, read_tensors, replacing, write_tensors
 
 # The one value this file implements of each choice that a config.json may make.
 IMPLEMENTED = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
-               "use_sliding_window": False, "quantization_config": None}
+               "use_sliding_window": False, "quantization_config": None, "partial_rotary_factor": None}
+ROPE = {"rope_theta", "rope_type", "type"}       # what may stand in rope_scaling or rope_parameters
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,8 @@ class Qwen3Config:
         for rope_type in (rope.get("rope_type", rope.get("type", "default")) for rope in ropes):
             if rope_type != "default":
                 raise ValueError(f"rope type {rope_type!r} is not implemented (only 'default')")
+        for name, value in ((name, value) for rope in ropes[1:] for name, value in rope.items() if name not in ROPE):
+            raise ValueError(f"{name} = {value!r} of the rotary embedding is not implemented")
         thetas = {float(rope["rope_theta"]) for rope in ropes if "rope_theta" in rope}
         if len(thetas) > 1:
             raise ValueError(f"rope_theta is given twice with different values {sorted(thetas)}")
@@ -361,26 +362,28 @@ class Qwen3(nn.Module):
         for path, name, tensor in read_tensors(Path(directory)):
             if name == "lm_head.weight" and model.config.tie_word_embeddings:
                 spare_head = tensor              # Qwen3-0.6B as published stores its tied matrix twice
-                continue
-            if name not in missing:
+            elif name not in missing:
                 problem = "appears twice" if name in shapes else "is unknown; is this a plain Qwen3 checkpoint?"
                 raise ValueError(f"{path}: tensor {name} {problem}")
-            if tensor.shape != shapes[name] or not tensor.is_floating_point():
+            elif tensor.shape != shapes[name] or not tensor.is_floating_point():
                 raise ValueError(f"{path}: tensor {name} is {tensor.dtype} {tuple(tensor.shape)}, config.json asks for "
                                  f"floats of shape {tuple(shapes[name])}")
-            missing.remove(name)
-            owner, _, leaf = name.rpartition(".")
-            weight = tensor.to(device=device, dtype=dtype, copy=True)                # a copy: `tensor` maps the file
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(weight))
+            else:
+                missing.remove(name)
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device=device, dtype=dtype)))
+            del tensor                           # or it would be kept while the next one is read
+            embedding = model.model.embed_tokens.weight
+            if spare_head is not None and not embedding.is_meta:
+                if not torch.equal(spare_head.to(embedding), embedding):
+                    raise ValueError(f"{path}: config.json ties lm_head to the embedding, but lm_head.weight is different")
+                spare_head = None
         if missing:
             raise ValueError(f"{directory}: {len(missing)} tensors are missing: {', '.join(sorted(missing)[:5])}")
-        embedding = model.model.embed_tokens.weight
-        if spare_head is not None and not torch.equal(spare_head.to(embedding), embedding):
-            raise ValueError(f"{directory}: config.json ties lm_head to the embedding, but lm_head.weight is different")
         return model.eval()
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors in Hugging Face names; each is a temporary file, then renamed."""
+    def save_pretrained(self, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
+        """Write config.json and the weights in Hugging Face names; each file is a temporary one, then renamed."""
         with torch.device("meta"):
             expected = {name for name, _ in Qwen3(self.config).named_parameters()}
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self.named_parameters()}
@@ -389,11 +392,6 @@ class Qwen3(nn.Module):
         config = self.config.to_dict() | {"torch_dtype": str(self.model.norm.weight.dtype).removeprefix("torch.")}
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f".{os.getpid()}.tmp"
-        try:
-            save_file(weights, temporary, metadata={"format": "pt"})
-            os.replace(temporary, directory / "model.safetensors")
+        write_tensors(directory, weights, shard_bytes)
+        with replacing(directory / "config.json") as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, directory / "config.json")
-        finally:
-            temporary.unlink(missing_ok=True)
