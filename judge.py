@@ -1,14 +1,13 @@
-"""What runs inside sandbox.run_tests: the wire between program and tests, and the judge. Imported by nobody else.
+"""The judge: executes the tests of sandbox.run_tests against proxies of the program (wire.py) and writes the verdict.
 
-Two sandboxed processes share one socket. `candidate` executes the program and answers calls; `judge` executes the tests, in which
-the program's names are proxies. What the program does to its interpreter (patch assert, builtins or unittest, lie in __eq__, exit
-with 0) stays there. Messages are tagged JSON, never pickled; values are rebuilt as plain objects, so `==` is Python's own.
+It runs in a sandbox of its own, since tests too come from strangers. Every assert at the top level, check(candidate), test
+function and unittest method counts; whatever is not accounted for is a failure.
 """
 from __future__ import annotations
 
+import ast
 import builtins
 import json
-import operator
 import os
 import signal
 import sys
@@ -16,230 +15,25 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-MESSAGE_LIMIT = 1 << 26
-FORWARDED = ("len", "iter", "next", "bool", "str", "repr", "hash", "getitem", "setitem", "delitem", "enter", "exit", "call")
-BETWEEN_OWN = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "abs")
-PLAIN_TYPES = ("bool", "int", "float", "complex", "str", "bytes", "list", "tuple", "dict", "set", "frozenset", "range",
-               "object", "type")
+from wire import NOTHING, Expired, Peer, Ref, program_line
+
 MODULES = ("math", "re", "sys", "os", "random", "collections", "itertools", "functools", "operator", "string", "typing",
            "datetime", "decimal", "fractions", "statistics", "heapq", "bisect", "copy", "json", "time", "unittest", "numpy")
-NOTHING = ("load", (), {}, ())  # a request as (op, args, named, outcome), before there was one
 # Names that tests use without importing them; never the program's, lest it define a Counter that equals everything.
 STANDARD = dict.fromkeys(("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple"), "collections")
 STANDARD |= {"Decimal": "decimal", "Fraction": "fractions"}
 
 
-class Expired(BaseException):
-    """The tests' time is up; no `except Exception` in a test may swallow it."""
-
-
-class Ref:
-    """A proxy for an object on the other side.
-
-    Only what cannot help a liar is forwarded: `==`, `<`, `-` .. are asked only between two of the program's own objects
-    and `in` goes by iteration, so a program's operators never see, and never answer for, a value of the tests.
-    """
-    def __init__(self, peer: Peer, number: int, label: str) -> None:
-        self.__dict__.update(_peer=peer, _number=number, _label=label)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in ("__name__", "__qualname__", "__doc__", "__annotations__", "__dict__"):
-            raise AttributeError(name)  # protocols like __array__ would let a program's object act for a value
-        return self._peer.ask("getattr", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._peer.ask("setattr", self, name, value)
-
-    def __instancecheck__(self, other: Any) -> bool:
-        return bool(self._peer.ask("isinstance", other, self))
-
-
-for _op in FORWARDED:
-    setattr(Ref, f"__{_op}__", lambda self, *args, _op=_op, **named: self._peer.ask(_op, self, *args, **named))
-for _op in BETWEEN_OWN:
-    setattr(Ref, f"__{_op}__", lambda self, *args, _op=_op: self._peer.ask(_op, self, *args)
-            if all(isinstance(arg, Ref) for arg in args) else NotImplemented)
-
-
-class Peer:
-    """One end of the wire; `perform(op, *args)` answers what the other end asks for."""
-    def __init__(self, fd: int, perform: Callable, callbacks_only: bool) -> None:
-        self.fd, self.perform, self.callbacks_only = fd, perform, callbacks_only
-        self.objects, self.numbers, self.errors = [], {}, {}
-        self.last: tuple = NOTHING  # the newest request: for error messages
-
-    def send(self, *message: Any) -> None:
-        data = json.dumps(message).encode()
-        if len(data) > MESSAGE_LIMIT:
-            raise ValueError("the value is too large to be passed on")
-        data = memoryview(len(data).to_bytes(4, "big") + data)
-        while data:
-            data = data[os.write(self.fd, data):]
-
-    def receive(self) -> list:
-        def exactly(size: int) -> bytes:
-            parts = []
-            while size:
-                parts.append(os.read(self.fd, min(size, 1 << 20)))
-                if not parts[-1]:
-                    raise EOFError("the program's process ended")
-                size -= len(parts[-1])
-            return b"".join(parts)
-        if (size := int.from_bytes(exactly(4), "big")) > MESSAGE_LIMIT:
-            raise EOFError("the program broke the protocol")
-        return json.loads(exactly(size))
-
-    def encode(self, value: Any) -> Any:
-        """Plain values as themselves or [tag, payload]; anything else stays here and goes as a reference."""
-        if value is None or isinstance(value, (bool, float)):
-            return value
-        if isinstance(value, int):
-            return value if abs(value) < 1 << 63 else ["int", hex(value)]  # decimal text of big ones is limited, and slow
-        if isinstance(value, str):  # JSON would join two lone surrogates into one character
-            lone = not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)
-            return ["str", value.encode("utf-8", "surrogatepass").hex()] if lone else value
-        kind, name = type(value), type(value).__name__
-        for plain in ("list", "tuple", "set", "frozenset"):
-            if isinstance(value, getattr(builtins, plain)):
-                return [plain, [self.encode(item) for item in value]]
-        if isinstance(value, dict):
-            return ["dict", [[self.encode(key), self.encode(item)] for key, item in value.items()]]
-        if isinstance(value, (bytes, bytearray)):
-            return ["bytes", value.hex()]
-        if kind in (complex, range):
-            return [name, [value.real, value.imag] if kind is complex else [value.start, value.stop, value.step]]
-        if kind.__module__ in ("collections", "decimal", "fractions", "datetime") and name in DECODERS:
-            return [name, [self.encode(item) for item in value] if name == "deque" else str(value)]
-        if kind.__module__ == "numpy":
-            return self.encode(value.tolist())
-        if isinstance(value, type) and value.__name__ in PLAIN_TYPES and value.__module__ == "builtins":
-            return ["type", value.__name__]
-        if isinstance(value, type) and issubclass(value, Exception):
-            return ["exception", [value.__name__, builtin_base(value)]]
-        if isinstance(value, Ref):
-            return ["yours", value._number]
-        if self.callbacks_only and getattr(value, "__self__", None) is builtins:
-            return ["builtin", value.__name__]  # a test that hands out `eval` does not mean the judge's
-        if id(value) not in self.numbers:
-            self.numbers[id(value)] = len(self.objects)
-            self.objects.append(value)  # kept alive, so that its id stays its own
-        return ["ref", [self.numbers[id(value)], str(getattr(value, "__name__", name))]]
-
-    def decode(self, data: Any) -> Any:
-        """The inverse of `encode`; anything malformed is an error in the caller, that is, a failed test."""
-        if not isinstance(data, list):
-            return data
-        tag, body = data
-        if tag in ("list", "tuple", "set", "frozenset"):
-            return getattr(builtins, tag)(self.decode(item) for item in body)
-        if tag == "dict":
-            return {self.decode(key): self.decode(item) for key, item in body}
-        if tag == "ref":
-            return Ref(self, int(body[0]), str(body[1])[:100])
-        if tag == "yours":
-            return self.objects[body]
-        if tag == "exception":
-            return self.error_class(*body)
-        if tag == "builtin" and not self.callbacks_only:
-            return getattr(builtins, body)
-        return DECODERS[tag]([self.decode(item) for item in body] if tag == "deque" else body)
-
-    def error_class(self, name: str, base: str) -> type[Exception]:
-        """The class for an exception of the other side; exits and ends of loops become plain errors."""
-        kind = getattr(builtins, base, None)
-        if not (isinstance(kind, type) and issubclass(kind, Exception)) or kind.__name__.startswith("Stop"):
-            kind = RuntimeError
-        return kind if kind.__name__ == name else self.errors.setdefault(name, type(str(name), (kind,), {}))
-
-    def ask(self, op: str, *args: Any, **named: Any) -> Any:
-        """Have `op` performed on the other side; meanwhile serve its callbacks."""
-        self.last = (op, args, named, "did not return")
-        self.send("do", op, [self.encode(arg) for arg in args], {key: self.encode(arg) for key, arg in named.items()})
-        while (message := self.receive())[0] == "do":
-            self.serve(message)
-        kind, body, extra = message
-        if kind == "raise":
-            name, base, line = extra
-            self.last = (op, args, named, f"raised {name}: {body}" + (f" (line {line} of the program)" if line else ""))
-            raise StopIteration if (op, name) == ("next", "StopIteration") else self.error_class(name, base)(body)
-        result = self.decode(body)
-        self.last = (op, args, named, (result,))
-        for old, new in zip(args, map(self.decode, extra or ()), strict=False):
-            if isinstance(old, (list, dict, set)):
-                old.clear()
-                old.extend(new) if isinstance(old, list) else old.update(new)
-        return result
-
-    def serve(self, message: list) -> None:
-        """Perform one request and answer it. The judge performs only calls of functions that the tests handed out."""
-        _, op, args, named = message
-        try:
-            if self.callbacks_only and (op != "call" or args[0][0] != "yours"):
-                raise TypeError("objects of the tests can only be called")
-            args = [self.decode(arg) for arg in args]
-            result = self.perform(op, *args, **{key: self.decode(arg) for key, arg in named.items()})
-            # As with list.sort, only a call that returns None hands changed arguments back.
-            changed = op == "call" and result is None and any(isinstance(arg, (list, dict, set)) for arg in args)
-            self.send("return", self.encode(result), [self.encode(arg) for arg in args] if changed else None)
-        except BaseException as error:
-            if isinstance(error, (EOFError, Expired)):
-                raise
-            text = error.args[0] if len(error.args) == 1 and isinstance(error.args[0], str) else str(error)
-            self.send("raise", text[:1000], [type(error).__name__, builtin_base(type(error)), program_line(error)])
-
-
-DECODERS: dict[str, Callable] = {
-    "int": lambda body: int(body, 16), "bytes": bytes.fromhex, "complex": lambda body: complex(*body),
-    "str": lambda body: bytes.fromhex(body).decode("utf-8", "surrogatepass"), "range": lambda body: range(*body),
-    "type": lambda body: getattr(builtins, PLAIN_TYPES[PLAIN_TYPES.index(body)]),
-    "deque": lambda body: __import__("collections").deque(body),
-    "Decimal": lambda body: __import__("decimal").Decimal(body), "Fraction": lambda body: __import__("fractions").Fraction(body),
-    "date": lambda body: __import__("datetime").date.fromisoformat(body),
-    "datetime": lambda body: __import__("datetime").datetime.fromisoformat(body)}
-
-
-def builtin_base(kind: type) -> str:
-    """Name of the nearest builtin class that an exception class derives from."""
-    return next(base.__name__ for base in kind.__mro__ if getattr(builtins, base.__name__, None) is base)
-
-
-def program_line(error: BaseException, file: str = "program.py") -> int | None:
-    """The newest line of `file` that the error passed through."""
-    line, trace = getattr(error, "lineno", None), error.__traceback__
-    while trace:
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else line
-        trace = trace.tb_next
-    return line
-
-
-def candidate(config: dict) -> None:
-    """Role: execute the program when asked to, then perform what the tests ask of it."""
-    solution = sys.modules["solution"] = types.ModuleType("solution")
-
-    def perform(op: str, *args: Any, **named: Any) -> Any:
-        if op == "load":
-            exec(compile(config["code"], "program.py", "exec"), solution.__dict__)
-            return {name: solution.__dict__[name] for name in args if name in solution.__dict__}
-        if op == "call":
-            return args[0](*args[1:], **named)
-        if op in ("enter", "exit"):
-            return getattr(args[0], f"__{op}__")(*args[1:])
-        return (getattr(builtins, op, None) or getattr(operator, op))(*args)
-
-    peer = Peer(config["wire"], perform, callbacks_only=False)
-    while True:  # until the judge's end closes
-        peer.serve(peer.receive())
-
-
 class Verdict:
-    """Counts, and one JSON line per change of them in a file that no other process can reach."""
+    """Counts, and one JSON line per change of them in a file that no other process can reach, signed with the nonce."""
     def __init__(self, peer: Peer, config: dict, lines: list[str]) -> None:
-        self.peer, self.fd, self.limit, self.lines = peer, config["verdict"], config["limit"], lines
+        self.peer, self.fd, self.nonce = peer, config["verdict"], config["nonce"]
+        self.limit, self.lines = config["limit"], lines
         self.passed, self.total, self.expected, self.errors, self.expired = 0, 0, 0, [], False
 
     def write(self, done: bool = False) -> None:
         error = "\n".join(self.errors[:3]) if done else ""
-        os.write(self.fd, json.dumps([self.passed, max(self.total, self.expected), error, done]).encode() + b"\n")
+        os.write(self.fd, json.dumps([self.nonce, self.passed, max(self.total, self.expected), error, done]).encode() + b"\n")
 
     def expire(self, number: int, frame: Any) -> None:
         self.expired = True
@@ -320,17 +114,38 @@ def judge(config: dict) -> None:
     verdict.write(done=True)
 
 
-def load(peer: Peer, names: set[str], entry: str | None) -> dict[str, Any]:
-    """Execute the program over there; return its objects by name, the entry point among them."""
+def load(peer: Peer, names: set[str], entry: str | None, builtins_stay: bool = True) -> dict[str, Any]:
+    """Execute the program over there; return its objects by name, the entry point among them.
+
+    A program must not redefine the `set` or `all` that the tests compare with, unless nothing else is tested.
+    """
     found = peer.ask("load", *sorted(names | {"Solution"} | ({entry} if entry else set())))
-    # A program must not redefine the `set` or `all` that the tests compare with, unless that is what is tested.
-    own = {name: value for name, value in found.items() if name == entry or not hasattr(builtins, name)}
-    found = own if own.keys() - {"Solution"} or entry else found
+    if entry or builtins_stay:
+        found = {name: value for name, value in found.items() if name == entry or not hasattr(builtins, name)}
     if entry and entry not in found and "Solution" in found:
         found[entry] = getattr(found["Solution"](), entry)
     if entry and entry not in found:
         raise NameError(f"the program does not define {entry!r}")
     return found
+
+
+def names_in(nodes: list[ast.AST]) -> tuple[set[str], set[str]]:
+    """(names that the tests may take from the program, those that can come from nowhere else)."""
+    used, bound = set(), set()
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.ImportFrom) and node.module == "solution":
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "solution":
+            used.add(node.attr)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+    return used, used - bound - set(dir(builtins))
 
 
 def judge_case(function: Ref, case: dict) -> None:
@@ -342,15 +157,12 @@ def judge_case(function: Ref, case: dict) -> None:
 
 def judge_text(verdict: Verdict, tests: str, entry: str | None) -> None:
     """Python text: top-level asserts one by one, then check(candidate), test_* functions and unittest cases."""
-    import ast
     tree = ast.parse(tests)
     defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     called = {node.value.func.id for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
               and isinstance(node.value.func, ast.Name)} & defined
     nodes = list(ast.walk(tree))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    names |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
-    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "solution"}
+    names, free = names_in(nodes)
     claims = any(isinstance(node, (ast.Assert, ast.Raise)) or "assert" in getattr(node, "attr", "") for node in nodes)
 
     def is_test(node: ast.stmt) -> bool:
@@ -363,13 +175,14 @@ def judge_text(verdict: Verdict, tests: str, entry: str | None) -> None:
     methods = [method for node in tree.body if isinstance(node, ast.ClassDef) for method in node.body
                if getattr(method, "name", "").startswith("test")]
     verdict.expected = sum(map(is_test, tree.body)) + len(functions) + len(methods)  # should the program not even load
+    verdict.write()
     if not claims:
         raise AssertionError("the tests assert nothing")
     bases = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
     known = {name: __import__(name) for name in MODULES if name in bases and name != entry}
     known |= {"np": __import__("numpy")} if "np" in bases else {}
     known |= {name: getattr(__import__(STANDARD[name]), name) for name in names & STANDARD.keys() if name != entry}
-    found = load(verdict.peer, names - known.keys(), entry)
+    found = load(verdict.peer, names - known.keys(), entry, bool(free - known.keys()))
     space = {"__name__": "tests", **found, **known}
     sys.modules["solution"] = types.ModuleType("solution")
     vars(sys.modules["solution"]).update(found)

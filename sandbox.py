@@ -4,13 +4,16 @@
     run_tests(code, tests)       does it pass?  The program cannot forge the verdict (judge.py says how).
     python sandbox.py --doctor   which layers of containment hold on this machine?
 Three decisions. (1) Containment is a list of layers that one probe settles per process: bubblewrap where it works, else
-("weak") namespaces, Landlock and a throw-away uid by system calls. After the probe a layer that fails is a SandboxError,
-never a silent downgrade. (2) Program and tests never share an interpreter, since in one process a program can patch
-whatever judges it. (3) Nothing is forked from the caller, perhaps a trainer full of threads: contain.py makes the children.
+namespaces by system calls, and in either a throw-away uid, Landlock and seccomp. After the probe a layer that fails is a
+SandboxError, never a silent downgrade. (2) Program and tests never share an interpreter, since in one process a program
+can patch whatever judges it. (3) Nothing is forked from the caller, perhaps a trainer full of threads: contain.py makes
+the children.
 
-Not covered: kernel exploits (namespaces share the host's kernel: train in a VM or container without credentials); memory
-summed over processes (limits are per process); where the doctor says so, more. A program can read the arguments of its
-tests, never the expected values. SANDBOX_LEVEL=bwrap or =weak in the environment forces a level.
+Covered (level `full`): files, environment, processes, network, IPC and descriptors of the host; time, output, disk, memory,
+processes; daemons; the privileges of root. Not covered: kernel exploits and side channels (the host's kernel is shared:
+train in a VM or container without credentials); a few times `memory_mb`, when a program spreads it over processes; at a
+lower level, what the doctor shows as OPEN. A program can read the arguments of its tests, never the expected values.
+SANDBOX=bwrap, =namespaces or =plain in the environment forces a mechanism.
 """
 from __future__ import annotations
 
@@ -31,9 +34,7 @@ import threading
 import time
 import types
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -41,12 +42,17 @@ from typing import Any, BinaryIO
 
 import contain
 import judge
+import memo
+import wire
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)  # that Decimal compares in no time
 OUTPUT_LIMIT = 1 << 20  # bytes of stdout, and of stderr
 # Two runs a core: a wall-clock limit means nothing when children starve one another.
 _SLOTS = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))
 _PROBE_LOCK = threading.Lock()
+LEVELS = {"limits": "time, memory, output and processes are bounded",
+          "files": "besides, files, environment and processes of others are out of reach",
+          "full": "besides, there is no network: nothing that the probe tries is open"}
 
 
 class SandboxError(RuntimeError):
@@ -83,9 +89,10 @@ def _infrastructure() -> Iterator[None]:
 
 
 @functools.cache
-def _inside() -> tuple[types.CodeType, ...]:
-    """The children's code, compiled once here instead of once in every child."""
-    return tuple(compile(inspect.getsource(module), f"{module.__name__}.py", "exec") for module in (contain, judge))
+def _inside() -> tuple[types.CodeType, dict[str, types.CodeType]]:
+    """The children's code, compiled once here instead of once in every child: contain.py; what the roles need, in order."""
+    code = {it.__name__: compile(inspect.getsource(it), f"{it.__name__}.py", "exec") for it in (contain, wire, judge)}
+    return code.pop("contain"), code
 
 
 @dataclass
@@ -119,7 +126,7 @@ class _Child:
             raise SandboxError(f"the sandbox did not start: {line.decode(errors='replace')}")
 
     def stop(self) -> None:
-        if self.process.args[0] == "bwrap" and self.process.poll() is None:
+        if self.process.args[0].endswith("bwrap") and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # all of it: half started, bwrap's child would wait for ever
         self.process.terminate()  # the supervisor kills the job and then ends
         try:
@@ -129,22 +136,28 @@ class _Child:
             self.process.wait()
 
 
-def _start(stack: ExitStack, layers: tuple[str, ...], role: str, config: dict, timeout: float, memory_mb: int = 512,
+def _file() -> BinaryIO:
+    """An anonymous file; in memory where that exists, so that a full disk hurts nobody."""
+    return os.fdopen(os.memfd_create("sandbox"), "w+b") if sys.platform == "linux" else tempfile.TemporaryFile()
+
+
+def _start(stack: ExitStack, layers: tuple[str, ...], role: tuple[str, str], config: dict, timeout: float, memory_mb: int = 512,
            files: tuple = (subprocess.DEVNULL,) * 3, keep: tuple[int, ...] = ()) -> _Child:
-    """Start a child that plays `role`; `stack` stops it and removes what it leaves. `keep`: descriptors that it gets."""
+    """Start a child that plays `role` (module, function) and gets `keep`; `stack` stops it and removes what it leaves."""
     readable, path = contain.directories()
-    wrapped = "bwrap" in layers
-    workdir = "/tmp" if wrapped else "/dev/shm"
-    if not {"bwrap", "tmpfs"} & set(layers):
+    layers = (*layers, "limits", "drop", *(("root",) if "namespaces" in layers else ()))
+    workdir = "/tmp"  # of its own
+    if not {"bwrap", "namespaces"} & set(layers):
         workdir = tempfile.mkdtemp(prefix="sandbox-")
         stack.callback(_remove, workdir)
     reports, report = os.pipe()
     stack.callback(os.close, reports)
-    with ExitStack() as ours, tempfile.TemporaryFile() as payload:
+    with ExitStack() as ours, _file() as payload:
         ours.callback(os.close, report)
         marshal.dump((*_inside(), {
-            **config, "role": role, "layers": (*layers, "limits", "drop"), "timeout": timeout, "memory": memory_mb << 20,
-            "readable": readable, "path": path, "workdir": workdir, "keep": keep, "report": report}), payload)
+            **config, "role": role, "layers": layers, "timeout": timeout, "memory": memory_mb << 20,
+            "readable": readable, "path": path, "workdir": workdir, "keep": keep, "report": report,
+            "caller": os.getpid()}), payload)
         payload.seek(0)
         bootstrap = (f"import marshal; file = open({payload.fileno()}, 'rb'); code, roles, config = marshal.load(file); "
                      "file.close(); exec(code); boot(config, roles)")
@@ -153,9 +166,9 @@ def _start(stack: ExitStack, layers: tuple[str, ...], role: str, config: dict, t
                        "PYTHONHASHSEED": "0"}  # the order of a set must not decide a verdict
         # Not -I: it would ignore PYTHONHASHSEED; the environment is ours and sys.path is set by the bootstrap.
         command = [os.path.realpath(sys.executable), "-s", "-S", "-B", "-X", "utf8", "-c", bootstrap]
-        process = subprocess.Popen([*(contain.bubblewrap(readable) if wrapped else []), *command], cwd="/", env=environment,
-                                   stdin=files[0], stdout=files[1], stderr=files[2], start_new_session=True,
-                                   pass_fds=(payload.fileno(), report, *keep))
+        outer = [shutil.which("bwrap"), *contain.bubblewrap(readable, "uid" in layers)] if "bwrap" in layers else []
+        process = subprocess.Popen([*outer, *command], cwd="/", env=environment, stdin=files[0], stdout=files[1],
+                                   stderr=files[2], start_new_session=True, pass_fds=(payload.fileno(), report, *keep))
     child = _Child(process, reports, time.monotonic() + timeout + 60)
     stack.callback(child.stop)
     return child
@@ -181,42 +194,68 @@ def _probe(layers: tuple[str, ...]) -> list[str]:
     return result.stdout.split()
 
 
+@dataclass(frozen=True)
+class _Settled:
+    """What holds on this machine: layers in force, what a program can still do, why a layer is missing."""
+    layers: tuple[str, ...]
+    openings: tuple[str, ...]
+    missing: dict[str, str]
+
+    @property
+    def level(self) -> str:
+        return "full" if not self.openings else "files" if set(self.openings) <= {"tcp", "udp"} else "limits"
+
+
 @functools.cache
-def _settle(forced: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(layers in force, what a program can still do): try everything, drop what this machine refuses."""
-    refused = []
-    for level in ("bwrap", "weak"):
-        if forced not in ("", level) or (level == "bwrap" and not shutil.which("bwrap")):
-            continue
-        layers = ("bwrap",) if level == "bwrap" else ("namespaces", "tmpfs", "proc")
-        layers = (*layers, "oom", "uid", "landlock")
-        while True:
+def _settle(forced: str) -> _Settled:
+    """Try everything, drop what this machine refuses. Raises SandboxError where root could not be dropped."""
+    missing = {} if shutil.which("bwrap") else {"bwrap": "not installed"}
+    uid = ("uid",) if contain.can_drop() else ()
+    for mechanism in ("bwrap", "namespaces", "plain"):
+        layers: tuple[str, ...] = (mechanism, "oom", *uid, "landlock", "seccomp")
+        while mechanism in layers and mechanism not in missing and forced in ("", mechanism):
+            if os.getuid() == 0 and mechanism == "plain" and "uid" not in layers:
+                raise SandboxError(f"programs would run as root here: {missing}")
             try:
                 openings = _probe(layers)
             except SandboxError as error:
-                refused.append(str(error))
-                match = re.search(r"did not start: setup (\w+)", str(error))
-                if match is None or match[1] not in layers:
+                match = re.search(r"did not start: setup (\w+) (.*)", str(error))
+                cause = match and {"root": "namespaces", "drop": "uid"}.get(match[1], match[1])
+                if cause not in layers:
+                    missing[mechanism] = str(error)
                     break
-                gone = {"namespaces": {"namespaces", "tmpfs", "proc"}}.get(match[1], {match[1]})
-                layers = tuple(layer for layer in layers if layer not in gone)
+                missing[cause], layers = match[2], tuple(layer for layer in layers if layer != cause)
                 continue
-            if level == "bwrap" and openings:
-                break  # it ran, but contains less than it should
+            if openings and mechanism == "bwrap":
+                missing["bwrap"] = f"it leaves open: {openings}"
+                break
             if openings:
                 can = ", ".join(contain.OPENINGS[key] for key in openings)
                 warnings.warn(f"programs in the sandbox can {can} here; see python sandbox.py --doctor, install bubblewrap",
                               RuntimeWarning, stacklevel=4)
-            return layers, tuple(openings)
-    raise SandboxError("no level of the sandbox works here: " + "; ".join(refused or [f"SANDBOX_LEVEL={forced}"]))
+            return _Settled(layers, tuple(openings), missing)
+    raise SandboxError(f"no sandbox works here{forced and f' with SANDBOX={forced}'}: {missing}")
 
 
-def _layers() -> tuple[str, ...]:
-    """The layers in force; probed once per process, by the first caller."""
+def _settled() -> _Settled:
+    """Probed once per process, by the first caller."""
     if os.name != "posix":
         raise SandboxError("the sandbox needs Linux (or, with fewer layers, another POSIX system)")
     with _PROBE_LOCK:
-        return _settle(os.environ.get("SANDBOX_LEVEL", ""))[0]
+        return _settle(os.environ.get("SANDBOX", ""))
+
+
+def _layers() -> tuple[str, ...]:
+    return _settled().layers
+
+
+def require(level: str) -> None:
+    """Raise SandboxError unless this machine contains programs at this level (see LEVELS) or a higher one."""
+    settled, order = _settled(), list(LEVELS)
+    if order.index(settled.level) < order.index(level):
+        can = ", ".join(contain.OPENINGS[key] for key in settled.openings)
+        raise SandboxError(f"sandbox level {level} is required, but programs can {can} here (level {settled.level}); "
+                           "see python sandbox.py --doctor")
 
 
 def _read(file: BinaryIO, limit: int = OUTPUT_LIMIT) -> tuple[str, bool]:
@@ -228,10 +267,10 @@ def _read(file: BinaryIO, limit: int = OUTPUT_LIMIT) -> tuple[str, bool]:
 def _run(layers: tuple[str, ...], code: str, stdin: str, timeout: float, memory_mb: int) -> RunResult:
     """run_program under the given layers. Output goes to files, not pipes: a file-size limit bounds a flood."""
     with _infrastructure(), ExitStack() as stack:
-        files = tuple(stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        files = tuple(stack.enter_context(_file()) for _ in range(3))
         files[0].write(stdin.encode("utf-8", "surrogatepass"))
         files[0].seek(0)
-        child = _start(stack, layers, "program", {"code": code}, timeout, memory_mb, files)
+        child = _start(stack, layers, ("", "program"), {"code": code}, timeout, memory_mb, files)
         cause, status, seconds, cpu = child.report()
         (stdout, more_out), (stderr, more_err) = map(_read, files[1:])
     returncode = os.waitstatus_to_exitcode(int(status))
@@ -240,10 +279,10 @@ def _run(layers: tuple[str, ...], code: str, stdin: str, timeout: float, memory_
         status = "output"
     elif cause == "timeout" or (returncode == -signal.SIGKILL and float(cpu) > timeout):
         status = "timeout"
+    elif cause == "memory" or (returncode == 1 and "MemoryError" in last_line.partition(":")[0]):
+        status = "memory"
     elif cause != "done" or returncode < 0:
         status = "killed"
-    elif returncode == 1 and "MemoryError" in last_line.partition(":")[0]:
-        status = "memory"
     else:
         status = "error" if returncode else "ok"
     return RunResult(status, stdout, stderr, float(seconds))
@@ -254,9 +293,8 @@ def run_program(code: str, stdin: str = "", timeout: float = 5.0, memory_mb: int
 
     The time starts when the contained process does, not while the call waits for its turn.
     """
-    layers = _layers()
     with _SLOTS:
-        return _run(layers, code, stdin, timeout, memory_mb)
+        return _run(_layers(), code, stdin, timeout, memory_mb)
 
 
 def _same_output(got: str, expected: str) -> bool:
@@ -308,21 +346,22 @@ def run_tests(code: str, tests: str | list, entry_point: str | None = None, time
         return _run_cases(code, tests, timeout)
     layers = _layers()
     with _SLOTS, _infrastructure(), ExitStack() as stack:
-        verdict = stack.enter_context(tempfile.TemporaryFile())
+        verdict = stack.enter_context(_file())
         ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
         begin = time.monotonic()
-        program = _start(stack, layers, "candidate", {"code": code, "wire": theirs.fileno()}, timeout + 5,
+        program = _start(stack, layers, ("wire", "candidate"), {"code": code, "wire": theirs.fileno()}, timeout + 5,
                          keep=(theirs.fileno(),))
         config = {"tests": tests, "entry_point": entry_point, "limit": timeout, "wire": ours.fileno(),
-                  "verdict": verdict.fileno()}
-        tester = _start(stack, layers, "judge", config, timeout + 1, keep=(ours.fileno(), verdict.fileno()))
+                  "verdict": verdict.fileno(), "nonce": os.urandom(16).hex()}
+        tester = _start(stack, layers, ("judge", "judge"), config, timeout + 1, keep=(ours.fileno(), verdict.fileno()))
         ours.close()
         theirs.close()  # now each process sees the end of the other
         cause = tester.report()[0]
         seconds = time.monotonic() - begin
         program.check_setup()
-        lines = _read(verdict, 8 << 20)[0].split("\n")
-        n_passed, n_total, error, done = json.loads(lines[-2]) if len(lines) > 1 else (0, 0, "", False)
+        lines = [line for line in _read(verdict, 8 << 20)[0].split("\n") if line.startswith(f'["{config["nonce"]}", ')]
+        _, n_passed, n_total, error, done = json.loads(lines[-1]) if lines else ("", 0, 0, "", False)
+        error = error.encode(errors="replace").decode()  # what a program raised may hold half a surrogate pair
     if not done:
         stopped = f"timeout: the tests were not done after {timeout:g} s" if cause == "timeout" else "no verdict"
         error = "\n".join(filter(None, [stopped, error]))
@@ -338,58 +377,19 @@ def _is_property(result: Any) -> bool:
     return not (isinstance(result, TestResult) and result.error.startswith(("timeout", "no verdict")))
 
 
-def memoised(function: Callable, size: int = 4096) -> Callable:
-    """`function` with an LRU of its results; equal calls at one time run once. Exceptions and timeouts are not kept."""
-    signature, lock, cache = inspect.signature(function), threading.Lock(), OrderedDict()
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **named: Any) -> Any:
-        bound = signature.bind(*args, **named)
-        bound.apply_defaults()
-        key = repr(bound.arguments)
-        with lock:
-            future = cache.get(key)
-            owner = future is None
-            if owner:
-                future = cache[key] = Future()
-            cache.move_to_end(key)
-            while len(cache) > size:
-                cache.popitem(last=False)
-        if not owner:
-            return future.result()
-        keep = False
-        try:
-            result = function(*args, **named)
-            keep = _is_property(result)
-            future.set_result(result)
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        finally:
-            with lock:
-                if not keep and cache.get(key) is future:
-                    del cache[key]
-        return result
-
-    return wrapper
+memoised = functools.partial(memo.memoised, keep=_is_property)
 
 
 def doctor() -> str:
     """What holds on this machine, as text."""
-    layers = _layers()
-    openings = _settle(os.environ.get("SANDBOX_LEVEL", ""))[1]
-    level = "bwrap" if "bwrap" in layers else "weak (bubblewrap is not installed or does not work here)"
-    lines = [f"level: {level}", f"layers in force: {', '.join(layers)}, rlimits, no_new_privs, subreaper"]
-    lines += [f"{'OPEN  ' if key in openings else 'closed'}  {text}" for key, text in contain.OPENINGS.items()]
-    begin = time.monotonic()
-    for _ in range(5):
-        run_program("pass")
-    middle = time.monotonic()
-    for _ in range(5):
-        run_tests("def f(x): return x", "assert f(1) == 1", "f")
-    lines.append(f"run_program {200 * (middle - begin):.0f} ms, run_tests {200 * (time.monotonic() - middle):.0f} ms")
-    lines += ["Namespaces share the host's kernel: this stops accidents and known attacks, not a kernel exploit;",
-              "memory is limited per process. Train in a VM or container without credentials."]
+    settled = _settled()
+    lines = [f"level {settled.level}: {LEVELS[settled.level]}"]
+    for layer, text in contain.LAYERS.items():
+        state = "in force" if layer in settled.layers else "always" if layer == "limits" else "MISSING"
+        why = f" ({settled.missing.get(layer, 'not needed, or not for this user')})" if state == "MISSING" else ""
+        lines.append(f"{state:9s} {layer:11s} {text}{why}")
+    lines += [f"{'OPEN' if key in settled.openings else 'closed':9s} {text}" for key, text in contain.OPENINGS.items()]
+    lines.append("This stops accidents and known attacks, not a kernel exploit: train in a VM or container without credentials.")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import subprocess
@@ -17,8 +18,8 @@ from pathlib import Path
 import pytest
 
 import contain
-import judge
 import sandbox
+import wire
 from sandbox import RunResult, SandboxError, TestResult, memoised, run_program, run_tests
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the attacks are written against Linux")
@@ -38,7 +39,7 @@ class T(unittest.TestCase):
 
 def closed(what: str) -> bool:
     """Whether the probe found this way out closed on this machine."""
-    return what not in sandbox._settle(os.environ.get("SANDBOX_LEVEL", ""))[1] if sandbox._layers() else False
+    return what not in sandbox._settled().openings
 
 
 def needs(what: str) -> None:
@@ -163,7 +164,7 @@ def test_a_daemon_does_not_outlive_its_program() -> None:
     assert processes_with(mark) == []
 
 
-@pytest.mark.parametrize("layers", [("landlock",), ("oom",), ("uid", "landlock"), ("namespaces", "tmpfs", "proc")], ids=str)
+@pytest.mark.parametrize("layers", [("landlock",), ("oom", "seccomp"), ("uid", "landlock"), ("namespaces",)], ids=str)
 def test_any_choice_of_layers_works_and_sweeps_daemons(layers: tuple[str, ...]) -> None:
     mark = "1000" + marker()
     try:
@@ -174,9 +175,12 @@ def test_any_choice_of_layers_works_and_sweeps_daemons(layers: tuple[str, ...]) 
     assert processes_with(mark) == []
 
 
-def test_a_layer_that_fails_is_an_error_of_the_sandbox() -> None:
-    with pytest.raises(SandboxError, match="setup tmpfs"):
-        sandbox._run(("oom", "tmpfs"), "pass", "", 5.0, 512)
+def test_a_layer_that_fails_is_an_error_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, roles = sandbox._inside()
+    broken = compile(inspect.getsource(contain).replace('file.write("1000")', 'raise OSError("refused")'), "contain.py", "exec")
+    monkeypatch.setattr(sandbox, "_inside", lambda: (broken, roles))
+    with pytest.raises(SandboxError, match="setup oom refused"):
+        sandbox._run(sandbox._layers(), "print('ran')", "", 5.0, 512)
 
 
 def test_the_callers_environment_is_out_of_reach() -> None:
@@ -303,7 +307,7 @@ def test_nothing_survives_the_death_of_the_caller_or_of_the_supervisor() -> None
     assert wait_for(present=False)
     if {"bwrap", "namespaces"} & set(sandbox._layers()):
         with ExitStack() as stack:
-            child = sandbox._start(stack, sandbox._layers(), "program", {"code": program}, 30.0)
+            child = sandbox._start(stack, sandbox._layers(), ("", "program"), {"code": program}, 30.0)
             assert wait_for(present=True)
             child.process.kill()
             assert wait_for(present=False)
@@ -313,7 +317,7 @@ def test_a_child_that_is_stopped_while_it_starts_leaves_nothing() -> None:
     reader, writer = os.pipe()  # open for as long as anybody below holds the writing end
     for delay in range(25):
         with ExitStack() as stack:
-            child = sandbox._start(stack, sandbox._layers(), "program", {"code": "while True: pass"}, 9.0, keep=(writer,))
+            child = sandbox._start(stack, sandbox._layers(), ("", "program"), {"code": "while True: pass"}, 9.0, keep=(writer,))
             time.sleep(0.002 * delay)
             child.check_setup()  # being stopped is no failure of a layer
     os.close(writer)
@@ -350,7 +354,7 @@ print(subprocess.run([sys.executable, "-c", "import json; print(6 * 7)"], captur
 """
     result = run_program(code)
     assert result.stdout.split() == ["thread", "42"], result
-    if {"bwrap", "tmpfs"} & set(sandbox._layers()):
+    if {"bwrap", "namespaces"} & set(sandbox._layers()):
         code = "import multiprocessing\nwith multiprocessing.Pool(2) as pool: print(pool.map(abs, [-1, 2]))"
         assert run_program(code).stdout == "[1, 2]\n"
 
@@ -665,7 +669,7 @@ def test_a_dishonest_program_does_not_pass(attack: str) -> None:
     both += "assert abs(add(1, 2) - 3) < 1e-6\n"
     result = run_tests(ATTACKS[attack], both, "add", timeout=4)
     assert not result.passed, result
-    assert result.n_total >= 8, result
+    assert result.n_total >= 8 or "timeout" in result.error, result
     assert result.error
     assert result.n_passed == (attack == "early answers"), result  # a guess may hit once, as any constant would
 
@@ -689,8 +693,8 @@ def test_broken_messages_fail_the_program(raw: bytes) -> None:
 
 def test_only_functions_that_the_tests_hand_out_can_be_called_back() -> None:
     left, right = sandbox.socket.socketpair()
-    peer = judge.Peer(left.fileno(), lambda op, function, *args: function(*args), callbacks_only=True)
-    other = judge.Peer(right.fileno(), print, callbacks_only=False)
+    peer = wire.Peer(left.fileno(), lambda op, function, *args: function(*args), callbacks_only=True)
+    other = wire.Peer(right.fileno(), print, callbacks_only=False)
     handed = peer.encode(len_of := lambda text: len(text))
     assert peer.objects == [len_of]
     assert peer.encode(eval) == ["builtin", "eval"]
@@ -799,7 +803,19 @@ def test_memoised_forgets_errors_and_the_oldest() -> None:
 def test_the_doctor_tells_what_holds() -> None:
     text = sandbox.doctor()
     assert all(opening in text for opening in contain.OPENINGS.values())
-    assert "run_program" in text
+    assert all(layer in text for layer in contain.LAYERS)
+    assert text.startswith(f"level {sandbox._settled().level}: ")
+
+
+def test_a_level_that_the_machine_does_not_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for openings, level in (((), "full"), (("udp",), "files"), (("udp", "files"), "limits")):
+        monkeypatch.setattr(sandbox, "_settled", lambda openings=openings: sandbox._Settled(("plain",), openings, {}))
+        for wanted in sandbox.LEVELS:
+            if list(sandbox.LEVELS).index(wanted) <= list(sandbox.LEVELS).index(level):
+                sandbox.require(wanted)
+            else:
+                with pytest.raises(SandboxError, match=f"{wanted} is required, but programs can send UDP"):
+                    sandbox.require(wanted)
 
 
 def test_a_level_that_does_not_exist_is_refused() -> None:
@@ -813,7 +829,7 @@ def test_an_ordinary_user_is_contained_too(tmp_path: Path) -> None:
     readable = Path(tempfile.mkdtemp(dir="/tmp"))
     readable.chmod(0o755)
     try:
-        for name in ("sandbox", "contain", "judge"):
+        for name in ("sandbox", "contain", "wire", "judge", "memo"):
             (readable / f"{name}.py").write_text(Path(f"{name}.py").read_text())
         code = (
             "import sandbox, json; r = sandbox.run_tests('def f(x): return x', 'assert f(1) == 1', 'f'); "
