@@ -21,6 +21,7 @@ import re
 import signal
 import subprocess
 import sys
+import unicodedata
 from fractions import Fraction
 
 LIMIT = 5.0  # seconds of processor time for one comparison; the median is 10 milliseconds
@@ -90,18 +91,30 @@ def _braced(match: re.Match) -> str:
 
 
 _SPELLINGS = (
+    (r"[€£¥₹]|(?<![A-Za-z])(?:USD|EUR|GBP)(?![A-Za-z])|\\(?:euro|pounds)(?![A-Za-z])", ""),
     (r"\\(?:left|right|displaystyle)(?![A-Za-z])|(?<!\\)\\[,;:! ]", ""),
-    (r"\\[dt]?frac\s*(\{[^{}]*\}|\d)\s*(\{[^{}]*\}|\d)", _braced),
+    (r"~|\\quad(?![A-Za-z])", " "),
+    (r"\\[dtc]?frac\s*(\{[^{}]*\}|\d)\s*(\{[^{}]*\}|\d)", _braced),
     (r"\^\s*\{?\s*\\circ\s*\}?|°", ""),
     (r"\{,\}", ","),
     (r"\\\$|\$(?=[\d.])", ""),
-    (r"−", "-"),
-    (r"\\%|\bpercent\b", "%"),
+    (r"\\%|\bper ?cent\b", "%"),
+    (r"(?<=[\d.])\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|([+-]?\d{1,3}))$", r"e\1\2"),
 )
+# Characters for which LaTeX has a name, and the many dashes that are meant as a minus.
+_SIGNS = {"−": "-", "‐": "-", "‑": "-", "‒": "-", "–": "-", "﹣": "-", "-": "-", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ",
+          "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+          "±": r"\pm ", "∅": r"\emptyset ", "∈": r"\in ", "θ": r"\theta ", "²": "^2", "³": "^3", "\u00a0": " ", "\u202f": " ",
+          "\u2009": " "}
 _UNIT = re.compile(rf"(?<=[\d}}%])\s*{_TEXT}(?:\^\{{?\d\}}?)?$")
 _NO_UNIT = "and|or|half|dozen|hundred|thousand|million|billion|trillion|pi|sqrt|mod|times|plus|minus|over"
-_WORDS = re.compile(rf"(?<=\d)(?: (?!(?:{_NO_UNIT})\b)[A-Za-z]{{2,}}){{1,3}}$")
-_DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
+_POWER = r"(?:\^\{?\d\}?)?"
+_WORDS = re.compile(
+    rf"(?<=\d)(?: (?!(?:{_NO_UNIT})\b)(?:[A-Za-z]{{2,}}{_POWER}|[A-Za-z]+{_POWER}/[A-Za-z]+{_POWER})){{1,3}}$"
+    rf"|(?<=\d)(?:[kcm]m|[km]?g|m[lL]|mph|ft|lbs?|oz|hrs?|mins?|secs?){_POWER}$"
+)
+_REPEATING = re.compile(r"([+-]?)\s*([0-9]*)\.([0-9]*)\\overline\s*\{\s*([0-9]+)\s*\}")
+_DECIMAL = r"(?:[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]*)?|[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)\s*(?:(?P<whole>[0-9]+)(?:\s*(?=\\)|\s+(?=[0-9]+/)))?"
     rf"(?:\\frac\{{\s*(?P<a>[+-]?{_DECIMAL})\s*\}}\{{\s*(?P<b>[+-]?{_DECIMAL})\s*\}}"
@@ -109,8 +122,16 @@ _NUMBER = re.compile(
 )
 
 
+def _signs(text: str) -> str:
+    """Turn signs that LaTeX has names for into LaTeX, and ½ into 1/2."""
+    text = re.sub(r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}", text).replace("√", "sqrt")
+    text = re.sub("[¼-¾⅐-⅞]", lambda match: " " + unicodedata.normalize("NFKC", match[0]).replace("⁄", "/"), text)
+    return "".join(_SIGNS.get(char, char) for char in text).replace("\\varnothing", "\\emptyset")
+
+
 def _spell(text: str) -> str:
     """Choose one of the ways to write the same thing."""
+    text = _signs(text)
     for pattern, new in _SPELLINGS:
         text = re.sub(pattern, new, text)
     return text.strip()
@@ -120,14 +141,19 @@ def number(text: str) -> set[Fraction]:
     r"""Return the values that a plain number can mean, none if the text is not one.
 
     Plain: integer, decimal, a/b, \frac, mixed number; with sign, thousands commas, `x =`, currency, degrees, a unit in
-    \text{} or up to three words behind it. 50% means 50 or 1/2 (Hendrycks' MATH drops the sign, math-verify divides).
+    \text{} or up to three words behind it; 1.5 \times 10^3 and 0.\overline{3} are plain as well. 50% means 50 or 1/2
+    (Hendrycks' MATH drops the sign, math-verify divides).
     """
     text = _spell(re.sub(r"^\s*[A-Za-z]\s*=", "", text))
+    if match := _REPEATING.fullmatch(text):
+        sign, whole, fixed, cycle = match.groups()
+        value = Fraction(int(whole + fixed + cycle) - int((whole + fixed) or 0), (10 ** len(cycle) - 1) * 10 ** len(fixed))
+        return {-value if sign == "-" else value}
     match = _NUMBER.fullmatch(_WORDS.sub("", _UNIT.sub("", text)).strip())
     if not match:
         return set()
-    top = next(Fraction(match[name].replace(",", "")) for name in "ace" if match[name])
-    bottom = next((Fraction(match[name].replace(",", "")) for name in "bd" if match[name]), Fraction(1))
+    top = next(Fraction(re.sub("[, ]", "", match[name])) for name in "ace" if match[name])
+    bottom = next((Fraction(re.sub("[, ]", "", match[name])) for name in "bd" if match[name]), Fraction(1))
     if bottom == 0:
         return set()
     value = (Fraction(match["whole"] or 0) + top / bottom) * (-1 if match["sign"] == "-" else 1)
@@ -148,7 +174,7 @@ def same_math(gold: str, answer: str) -> bool:
     answer with more `=` than `name =` or the gold result has is a list of guesses. Otherwise math-verify decides, with
     decimals equal to six places.
     """
-    gold, answer = math_answer(gold), math_answer(answer)
+    gold, answer = _signs(math_answer(gold)), _signs(math_answer(answer))
     plain_gold, plain_answer = _plain(gold), _plain(answer)
     if plain_gold == plain_answer:
         return bool(plain_gold)
@@ -156,6 +182,8 @@ def same_math(gold: str, answer: str) -> bool:
         return bool(values & number(answer))
     if re.fullmatch(r"[A-Za-z]{3,}", plain_gold):
         return plain_gold.casefold() == plain_answer.casefold()
+    if "," in gold and "=" not in gold and len(set(re.findall(r"([a-z])\s*=", answer))) == 1:  # x = 1 or x = 2
+        answer = re.sub(r"(^|,|\b(?:or|and)\b)\s*[a-z]\s*=", r"\1 ", answer)
     named = re.match(r"[A-Za-z](_\w+|\([a-z]\))?=", plain_answer) is not None
     equations = [len(re.findall(r"(?<![<>!])=", text)) for text in (gold, answer)]
     if equations[1] > max(equations[0], named) or _closed(answer + "}", 0) != answer:  # the last: balanced braces
@@ -167,6 +195,7 @@ def to_latex(text: str) -> str:
     """Turn Python and sympy text into LaTeX: `**`, `*`, sqrt(), pi, oo, I, function names. LaTeX stays as it is."""
     text = text.replace("**", "^")
     if "\\" not in text:
+        text = re.sub(r"(?<=\d)j\b", "i", text)
         text = re.sub(r"\bI\b", "i", re.sub(r"\boo\b", r"\\infty ", text))
     while match := re.search(r"(?<![\\A-Za-z])sqrt\s*\(", text):
         inner = _closed(text, match.end(), "()")

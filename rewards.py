@@ -5,7 +5,13 @@
 
 A wrong answer and a grader that failed are different things: the first is score 0, the second a Grade with an `error`,
 which the caller must drop and count, never learn from. Nothing here repairs an answer beyond the published protocols
-and the rules written at each grader; training and evaluation use the same ones.
+and the rules written at each grader; training and evaluation use the same ones. What counts as the answer in a text:
+
+    math    the last balanced box, else what follows the last ####, else X of "answer is X" in the last line, else the
+            last $..$, else all of it (mathgrade.math_answer)
+    choice  the letter in what math_answer finds
+    qa      all of it, as the official scripts take it
+    code    the last ```python block, else all of it
 """
 
 import ast
@@ -17,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import codegrade
 import mathgrade
 import sandbox
 from operators import extract_code
@@ -65,13 +72,19 @@ def grade_math(task: Task, answer: str) -> Grade:
     return _all_or_nothing(any(mathgrade.same_math(gold, answer) for gold in task.answers))
 
 
-_LETTER = re.compile(r"(?:(?:the )?(?:option|choice) )?[(\[]?\s*([a-j])\s*(?:[)\].:,](?:\s.*)?)?", re.DOTALL)
+_LETTER = re.compile(
+    r"(?:(?:the |my )?(?:correct |right |best |final )?(?:option|choice|answer)(?: is)?\s*[:=-]?\s*)*"
+    r"[(\[\"'“]?\s*([a-j])\s*(?:[)\].:,\"'”=-](?:\s.*)?|\s(?:because|since)\s.*)?",
+    re.DOTALL,
+)
 
 
 def choice_letter(text: str) -> str:
     """Return the letter of `c`, `(c)`, `c ) 30`, `Option C: 30`, a boxed or `answer is` one; "" if there is none."""
-    match = _LETTER.fullmatch(_plain_words(mathgrade.math_answer(text)))
-    return match[1] if match else ""
+    words = _plain_words(mathgrade.math_answer(text))
+    match = _LETTER.fullmatch(words)
+    several = match and re.search(r"(?:,|\bor|\band)\s*\(?[a-j]\)?(?![\w'])", words[match.end(1):])  # a list of guesses
+    return match[1] if match and not several else ""
 
 
 def _plain_words(text: str) -> str:
@@ -86,7 +99,26 @@ def grade_choice(task: Task, answer: str) -> Grade:
 
 
 # -------------------------------------------------------------------------------------------------- question answering
-NO_ANSWER = {"unanswerable", "question is unanswerable", "no answer", "noanswer", "not answerable", "no answer given"}
+# Normalised texts, without articles, that say that there is no answer and nothing else.
+_SUBJECT = r"(?:(?:this |given |provided )?(?:context|text|passage|paragraph|article|question|answer|it|information) )?"
+NO_ANSWER = re.compile(
+    r"|".join((
+        r"(?:answer is |answer )?(?:noanswer|none|na|unknown|null)",
+        r"(?:sorry )?(?:there is |there are |i have |answer is )?no (?:possible |valid |correct )?answers?(?: possible| given|"
+        r" provided| found| available| in (?:context|text|passage|paragraph))?",
+        rf"{_SUBJECT}(?:is |was |are )?(?:unanswerable|not answerable|impossible to (?:answer|tell|say|determine))",
+        rf"{_SUBJECT}(?:cannot|can not|cant|could not) be (?:answered|determined|found|inferred)(?: (?:from|in) (?:this |given |"
+        r"provided )?(?:context|text|passage|paragraph|article|information))?",
+        rf"{_SUBJECT}(?:is |was )?not (?:mentioned|stated|specified|provided|given|known|available|found|in context|"
+        r"in passage|in text)(?: in (?:this |given |provided )?(?:context|text|passage|paragraph|article))?",
+        rf"{_SUBJECT}(?:does not|doesnt|do not) (?:say|mention|state|specify|provide|contain|give|answer)(?: (?:this|it|"
+        r"that|answer|question|this question|this information|information))?",
+        r"(?:there is )?(?:not enough|insufficient|no) information(?: to answer(?: question| this question)?)?(?: available|"
+        r" given| provided)?",
+        r"i (?:do not|dont) know",
+        r"(?:i )?(?:cannot|can not|cant) (?:answer|tell|say|be known)(?: (?:this |that )?question)?",
+    ))
+)
 
 
 def squad_normalise(text: str) -> str:
@@ -123,11 +155,11 @@ def grade_qa(task: Task, answer: str) -> Grade:
 def grade_squad(task: Task, answer: str) -> Grade:
     """squad_v2: gold answers that normalise to "" are dropped; none left means unanswerable, which "" alone answers.
 
-    Ours: a text that says in so many words that there is no answer (NO_ANSWER) counts as "", since language models do.
+    Ours: where there is no answer, a text that says so in as many words (NO_ANSWER) and says nothing else counts as "".
     """
     golds = [gold for gold in map(squad_normalise, task.answers) if gold] or [""]
     answer = squad_normalise(answer)
-    return _grade_qa(golds, "" if answer in NO_ANSWER and answer not in golds else answer)
+    return _grade_qa(golds, "" if golds == [""] and NO_ANSWER.fullmatch(answer) else answer)
 
 
 def grade_trivia(task: Task, answer: str) -> Grade:
@@ -172,17 +204,40 @@ def _is_stub(prompt: str, entry_point: str | None) -> bool:
 
 
 def grade_code(task: Task, answer: str) -> Grade:
-    """humaneval, mbpp, apps, toy_code: pass@1 on the hidden tests. A program that is too slow has failed."""
+    """humaneval, mbpp, toy_code: pass@1 on the hidden tests. A program that is too slow has failed."""
     if not task.hidden_tests:
         return Grade(0.0, 0.0, 0.0, error=f"{task.id} has no hidden tests")
     result = run_tests(program(task, answer), task.hidden_tests, task.entry_point)
     if result.passed and not result.n_total:
         return Grade(0.0, 0.0, 0.0, error=f"the hidden tests of {task.id} test nothing")
-    right = float(result.passed)
-    return Grade(right, right, right, result.passed)
+    return _passed(result.passed)
 
 
-BY_SOURCE = {"hotpotqa": grade_hotpot, "squad_v2": grade_squad, "triviaqa": grade_trivia}
+def _passed(right: bool) -> Grade:
+    return Grade(float(right), float(right), float(right), right)
+
+
+def grade_apps(task: Task, answer: str) -> Grade:
+    """apps: every case, by the official comparison less what passes wrong programs (codegrade.py)."""
+    if not isinstance(task.hidden_tests, list) or not task.hidden_tests:
+        return grade_code(task, answer)
+    wrapped = bool(task.meta.get("wrapped_outputs"))
+    return _passed(codegrade.run_apps(program(task, answer), task.hidden_tests, task.entry_point, wrapped).passed)
+
+
+def grade_ds1000(task: Task, answer: str) -> Grade:
+    """ds1000: test_execution, and test_string where there is one, of the task's code_context. Not for training."""
+    if "def test_execution(" not in task.hidden_tests:
+        return Grade(0.0, 0.0, 0.0, error=f"{task.id} has no code_context with test_execution()")
+    if missing := codegrade.missing_libraries(task.hidden_tests):
+        message = f"{task.id} needs libraries that are not installed: pip install {' '.join(missing)}"
+        return Grade(0.0, 0.0, 0.0, error=message)
+    solution = extract_code(answer) or codegrade.ds1000_solution(answer)
+    return _passed(codegrade.run_ds1000(solution, task.hidden_tests).status == "ok")
+
+
+BY_SOURCE = {"hotpotqa": grade_hotpot, "squad_v2": grade_squad, "triviaqa": grade_trivia, "apps": grade_apps,
+             "ds1000": grade_ds1000}
 BY_KIND = {"math": grade_math, "choice": grade_choice, "qa": grade_qa, "code": grade_code}
 
 

@@ -497,7 +497,7 @@ def test_a_program_is_judged_once_for_equal_answers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(rewards, "run_tests", sandbox.memoised(run_tests))
     with ThreadPoolExecutor(4) as pool:
         futures = [
-            pool.submit(grade, task("apps", "", kind="code", hidden_tests=[{"input": "", "output": ""}]), "x")
+            pool.submit(grade, task("toy_code", "", kind="code", hidden_tests=[{"input": "", "output": ""}]), "x")
         ] * 4
         wait.set()
         assert all(future.result().passed for future in futures)

@@ -592,6 +592,9 @@ def test_call_cases_treat_tuple_and_list_alike_and_nothing_else() -> None:
         ("1", "1\n2", False),
         ("1 2", "1 2 3", False),
         ("0.3333", "0.3334", False),
+        ("0.33333331", "0.33333333", True),
+        ("1000001", "1000000", False),
+        ("1\n\n2", "1\n2", True),
         ("nan", "1", False),
         ("1e5", "100000", True),
         ("", "0", False),
@@ -599,9 +602,9 @@ def test_call_cases_treat_tuple_and_list_alike_and_nothing_else() -> None:
         ("1e999999999", "1", False),
         ("١", "1", False),
     ],
-    ids=range(13),
+    ids=range(16),
 )
-def test_stdout_is_compared_by_lines_then_by_decimal_tokens(printed: str, expected: str, same: bool) -> None:
+def test_stdout_is_compared_by_lines_then_by_tokens(printed: str, expected: str, same: bool) -> None:
     assert sandbox._same_output(printed, expected) is same
 
 
