@@ -171,11 +171,11 @@ def test_apps_programs_may_use_what_the_script_imports_and_be_a_class() -> None:
 
 
 def test_apps_gives_every_case_its_own_four_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codegrade, "CASE_SECONDS", 1.0)
-    cases = {"inputs": ["0.4"] * 4, "outputs": ["x"] * 4}
+    monkeypatch.setattr(codegrade, "CASE_SECONDS", 2.0)
+    cases = {"inputs": ["0.7", "0.71", "0.72", "0.73"], "outputs": ["x"] * 4}  # together more than two seconds
     task = from_record({"problem": "p", "source": "apps", "meta": {"input_output": cases}})
     assert grade(task, "import time\ntime.sleep(float(input())); print('x')").passed
-    assert grade(task, "import time\ntime.sleep(1.5); print('x')").passed is False
+    assert grade(task, "import time\ntime.sleep(9); print('x')").passed is False
 
 
 # ---- DS-1000: test_ds1000.py
