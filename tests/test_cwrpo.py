@@ -1,9 +1,11 @@
 """Advantages, loss and log-probabilities against brute force: scalar loops, finite differences, full logits."""
 
 import doctest
+import itertools
 import math
 import random
 from contextlib import nullcontext
+from statistics import fmean, pstdev, stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,14 +106,16 @@ def some_arguments(B: int = 3, T: int = 7, seed: int = 0) -> dict[str, Any]:
             "sampled_logprobs": near(0.3), "clip_eps": 0.2, "kl_coef": 0.05, "denominator": 3}
 
 
-SWITCHES = [{}, {"loss_norm": "token", "denominator": 12}, {"loss_norm": "constant", "denominator": 2.5},
-            {"clip_eps_high": 0.4}, {"clip_eps": 0.05, "clip_eps_high": 0.6}, {"entropy_coef": 0.3}, {"tis_cap": 1.1},
-            {"kl_coef": 0.0}, {"kl_coef": 1.0, "tis_cap": 0.8, "entropy_coef": 0.01, "loss_norm": "token"}]
+NORMS = {"trajectory": 3, "token": 12, "constant": 2.5}
+SWITCHES = {"clip_eps_high": (None, 0.4), "kl_coef": (0.0, 0.7), "entropy_coef": (0.0, 0.3), "tis_cap": (None, 1.1),
+            "clip_eps": (0.2, 0.05)}
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_loss_and_gradient_equal_the_scalar_reference(switches: dict) -> None:
-    arguments = some_arguments() | switches
+@pytest.mark.parametrize("loss_norm", NORMS)
+@pytest.mark.parametrize("values", itertools.product(*SWITCHES.values()), ids=str)
+def test_loss_and_gradient_equal_the_scalar_reference(loss_norm: str, values: tuple) -> None:
+    switches = dict(zip(SWITCHES, values, strict=True)) | {"loss_norm": loss_norm, "denominator": NORMS[loss_norm]}
+    arguments = some_arguments(T=5) | switches
     leaves = {name: arguments[name].requires_grad_() for name in ("logprobs", "entropy")}
     loss, _ = cwrpo_loss(**arguments)
     loss.backward()
@@ -129,6 +133,51 @@ def test_loss_and_gradient_equal_the_scalar_reference(switches: dict) -> None:
                     sides.append(reference_loss(**floats))
                 row[t] = value
                 assert gradient[i, t].item() == pytest.approx((sides[0] - sides[1]) / 2e-6, abs=1e-8)
+
+
+def trl_loss(new: list, old: list, ref: list, mask: list, A: list, epsilon: float, epsilon_high: float, beta: float,
+             loss_type: str, max_length: int, ratios: list | None) -> float:
+    """GRPO's losses as TRL documents them (https://huggingface.co/docs/trl/main/en/grpo_trainer, "Computing the loss").
+
+    grpo: mean over completions of the mean over tokens; bnpo: mean over all tokens; dr_grpo: sum over B * max_length.
+    ratios: min(trainer / sampler, cap) per token, which TRL multiplies into the surrogate and not into the KL.
+    """
+    completions = []
+    for i in range(len(new)):
+        tokens = []
+        for t in (t for t in range(len(new[i])) if mask[i][t]):
+            ratio = math.exp(new[i][t] - old[i][t])
+            clipped = max(1 - epsilon, min(1 + epsilon_high, ratio))
+            loss = -min(ratio * A[i], clipped * A[i]) * (1.0 if ratios is None else ratios[i][t])
+            tokens.append(loss + beta * (math.exp(ref[i][t] - new[i][t]) - (ref[i][t] - new[i][t]) - 1))
+        completions.append(tokens)
+    every = [loss for tokens in completions for loss in tokens]
+    if loss_type == "grpo":
+        return fmean(fmean(tokens) for tokens in completions)
+    return sum(every) / (len(every) if loss_type == "bnpo" else len(new) * max_length)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize(("loss_type", "loss_norm"), [("grpo", "trajectory"), ("bnpo", "token"), ("dr_grpo", "constant")])
+def test_loss_equals_trls_where_the_settings_coincide(loss_type: str, loss_norm: str, beta: float, corrected: bool) -> None:
+    """There they are called epsilon, beta, loss_type and vllm_importance_sampling_cap."""
+    arguments = some_arguments(B=4, T=9) | {"kl_coef": beta, "clip_eps_high": 0.28, "tis_cap": 1.2 if corrected else None}
+    mask, old = arguments["mask"], arguments["old_logprobs"]
+    denominator = {"trajectory": 4, "token": int(mask.sum()), "constant": 4 * 9}[loss_norm]
+    loss, _ = cwrpo_loss(**(arguments | {"denominator": denominator, "loss_norm": loss_norm}))
+    ratios = (old - arguments["sampled_logprobs"]).exp().clamp(max=1.2).tolist() if corrected else None
+    expected = trl_loss(arguments["logprobs"].tolist(), old.tolist(), arguments["ref_logprobs"].tolist(), mask.tolist(),
+                        arguments["advantages"].tolist(), 0.2, 0.28, beta, loss_type, 9, ratios)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_advantages_are_trls_but_for_the_kind_of_std_and_what_keeps_it_from_zero() -> None:
+    """TRL: (R - mean) / (std + 1e-4) with the sample's std (n - 1). Ours: the population's, at least the floor."""
+    rewards = [0.3, -0.8, 1.0, 0.0]
+    trl = [(reward - fmean(rewards)) / (stdev(rewards) + 1e-4) for reward in rewards]
+    ours = group_advantages(rewards, [0] * 4).tolist()
+    assert ours == pytest.approx([a * (stdev(rewards) + 1e-4) / pstdev(rewards) for a in trl], rel=1e-6)
 
 
 @pytest.mark.parametrize(("advantage", "ratio", "objective", "slope"), [

@@ -1,4 +1,4 @@
-"""policy.py: ids of turns against Qwen's template, the sampling distribution against a loop, the sampler against no cache."""
+"""policy.py: text and ids, the sampling distribution against a loop, the sampler against no cache."""
 
 import math
 import threading
@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jinja2
 import pytest
 import torch
 from hypothesis import given, settings
@@ -136,34 +135,6 @@ def test_a_missing_or_broken_tokenizer_file_is_named(tmp_path: Path) -> None:
         ChatTokenizer(tmp_path)
 
 
-# What Qwen3's chat template does with a system and a user message, plain text and no tools.
-TEMPLATE = jinja2.Template(
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
-    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}", keep_trailing_newline=True)
-
-
-@pytest.mark.parametrize("enable_thinking", [True, False])
-@pytest.mark.parametrize("user", ["what is the answer", "\n\nwhat", " x\n", ""])
-def test_first_turn_equals_the_chat_template(directory: Path, user: str, enable_thinking: bool) -> None:
-    messages = [{"role": "system", "content": "\nadd a node\n"}, {"role": "user", "content": user}]
-    rendered = TEMPLATE.render(messages=messages, enable_thinking=enable_thinking)
-    tokenizer = ChatTokenizer(directory, enable_thinking)
-    assert tokenizer.prompt_ids("\nadd a node\n", user) == official_ids(directory, rendered)
-
-
-@pytest.mark.parametrize("enable_thinking", [True, False])
-@pytest.mark.parametrize("ended", [True, False])
-def test_feedback_continues_the_conversation_as_the_template_would(directory: Path, ended: bool,
-                                                                   enable_thinking: bool) -> None:
-    tokenizer = ChatTokenizer(directory, enable_thinking)
-    sampled = tokenizer.encode("add the node") + [tokenizer.end_id] * ended
-    ids = tokenizer.prompt_ids("s", "u") + sampled + tokenizer.feedback_ids("\nthe graph", ended)
-    before = TEMPLATE.render(messages=[{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
-                             enable_thinking=enable_thinking)
-    after = TEMPLATE.render(messages=[{"role": "user", "content": "\nthe graph"}], enable_thinking=enable_thinking)
-    assert ids == official_ids(directory, before + "add the node<|im_end|>\n" + after)
-
-
 # ---- the distribution and the draw
 
 
@@ -230,12 +201,32 @@ def test_uniform_depends_on_seed_and_position_only_and_is_uniform() -> None:
 
 
 def chi_square_z(counts: list[int], probs: list[float]) -> float:
-    """Return (chi2 - df) / sqrt(2 df), about standard normal if counts are drawn from probs; inf outside the support."""
-    n, support = sum(counts), [i for i, p in enumerate(probs) if p > 0]
-    if n != sum(counts[i] for i in support):
+    """Return (chi2 - df) / sqrt(2 df), about standard normal if counts are drawn from probs; inf outside the support.
+
+    Outcomes that are expected fewer than five times count as one.
+    """
+    n = sum(counts)
+    if any(count and not p for count, p in zip(counts, probs, strict=True)):
         return math.inf
-    chi2 = sum((counts[i] - n * probs[i]) ** 2 / (n * probs[i]) for i in support)
-    return (chi2 - len(support) + 1) / math.sqrt(2 * max(len(support) - 1, 1))
+    common = [(count, n * p) for count, p in zip(counts, probs, strict=True) if n * p >= 5]
+    seen, rest = n - sum(count for count, _ in common), n - sum(expected for _, expected in common)
+    cells = [*common, (seen, rest)] if rest > 1e-6 * n else common
+    chi2 = sum((count - expected) ** 2 / expected for count, expected in cells)
+    return (chi2 - len(cells) + 1) / math.sqrt(2 * max(len(cells) - 1, 1))
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "top_k", "vocab_limit"), [s for s in SETTINGS if s[0] > 0])
+def test_draws_have_the_frequencies_of_the_sorted_loop(temperature: float, top_p: float, top_k: int,
+                                                       vocab_limit: int | None) -> None:
+    """5,000 draws; z < 4.5 fails about once in 10,000 under the null (chi2 is skewed), and the seeds are fixed."""
+    logits = 2 * torch.randn(1, 40, generator=torch.Generator().manual_seed(1))
+    uniforms = torch.tensor([uniform(seed, 7) for seed in range(5000)], dtype=torch.float64)
+    drawn = draw(sampling_logprobs(logits, temperature, top_p, top_k, vocab_limit).expand(5000, 40), uniforms)
+    probs = brute_force(logits[0].tolist(), temperature, top_p, top_k, vocab_limit)
+    assert chi_square_z(drawn.bincount(minlength=40).tolist(), probs) < 4.5
+    if len(set(drawn.tolist())) > 2:
+        assert chi_square_z(drawn.bincount(minlength=40).tolist(), brute_force(logits[0].tolist(), 1.2 * temperature,
+                                                                               top_p, top_k, vocab_limit)) > 4.5
 
 
 # ---- the sampler
