@@ -25,6 +25,7 @@ from tqdm import tqdm
 from backends import ExecutorError
 from flags import (
     PRESETS,
+    Sampler,
     UsageError,
     World,
     add_shared_flags,
@@ -36,20 +37,22 @@ from flags import (
 )
 from lora import add_lora, load_adapter, read_adapter
 from metrics import commonest_workflows, trajectory_record
-from policy import ChatTokenizer, InProcessSampler
+from policy import ChatTokenizer
 from rollout import Job, RolloutConfig, Trajectory, rollout, turn_seed
 from rundir import RunDir
 from tasks import Task, read_tasks
+from vllm_sampler import ServerError
 
 AT_ONCE = 64  # episodes played together
 RESAMPLES = 2000
 
 
 def rollout_config(args: argparse.Namespace, world: World) -> RolloutConfig:
-    return RolloutConfig(max_context=args.max_context, max_new_tokens=args.max_new_tokens, lockstep=world.backend.instant)
+    return RolloutConfig(max_context=args.max_context, max_new_tokens=args.max_new_tokens,
+                         lockstep=world.backend.instant and not args.policy_url)
 
 
-def evaluate(tasks: Sequence[Task], sampler: InProcessSampler, tokenizer: ChatTokenizer, world: World,
+def evaluate(tasks: Sequence[Task], sampler: Sampler, tokenizer: ChatTokenizer, world: World,
              config: RolloutConfig, seed: int, runs: int = 1, label: str = "") -> list[Trajectory]:
     """Play every task `runs` times. Seeds depend on (seed, task, run), so that policies meet the same chances."""
     jobs = [Job(task, run, turn_seed(random.Random(f"{seed}/eval/{task.id}/{run}").getrandbits(60), 0))
@@ -163,6 +166,7 @@ def run(args: argparse.Namespace) -> None:
     model.eval()
     sampler = make_sampler(args, model, tokenizer)
     try:
+        sampler.load_adapter(version=0)
         taus = evaluate(tasks, sampler, tokenizer, world, rollout_config(args, world), args.seed, args.runs)
     finally:
         sampler.close()
@@ -182,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     try:
         run(parse_args())
-    except (ValueError, OSError, ExecutorError, json.JSONDecodeError) as error:
+    except (ValueError, OSError, ExecutorError, ServerError, json.JSONDecodeError) as error:
         sys.exit(f"eval.py: {error}")
     except KeyboardInterrupt:
         sys.exit("eval.py: interrupted")

@@ -6,6 +6,7 @@ One place for each, so that a model is evaluated in the world that it was traine
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from qwen3 import Qwen3
 from rewards import RewardConfig, grade, reward
 from rollout import Trajectory
 from tasks import Task, read_tasks, toy_tasks
+from vllm_check import require
+from vllm_sampler import VLLMSampler
 from warmstart import CANVAS, TOY_SOURCES, tiny_policy
 
 # The tiny preset (these and the flags' own defaults) is what measured best on the toy tasks; `paper` is what the paper
@@ -71,6 +74,15 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--max-new-tokens", type=int, default=1024, help="of one turn (default %(default)s)")
     policy.add_argument("--max-context", type=int, help="tokens of a conversation; default: the model's, at most 16384")
 
+    policy.add_argument("--policy-url", metavar="URL",
+                        help="vLLM server that samples the policy (scripts/serve_vllm.sh); default: this process does")
+    policy.add_argument("--policy-timeout", type=float, default=600.0, metavar="SECONDS",
+                        help="for one turn, the server's queue included (default %(default)s)")
+    policy.add_argument("--policy-wait", type=float, default=300.0, metavar="SECONDS",
+                        help="how long the server may be away, as for a restart (default %(default)s)")
+    policy.add_argument("--adapter-dir", type=Path, metavar="DIR", help="where adapters are handed to the server, which must "
+                        "read them under the same path; default: beside --out")
+
     canvas = parser.add_argument_group("canvas")
     canvas.add_argument("--max-turns", type=int, default=CANVAS.max_turns, help="turns an episode (default %(default)s)")
     canvas.add_argument("--prompt-mode", choices=("inline", "ask"), default="inline",
@@ -113,6 +125,8 @@ def check_shared_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--top-p is {args.top_p}; it must lie in (0, 1]")
     if args.feedback_chars < 200:
         raise UsageError(f"--feedback-chars is {args.feedback_chars}; status, workflow and turn need at least 200")
+    if args.policy_timeout <= 0 or args.policy_wait < 0:
+        raise UsageError(f"--policy-timeout {args.policy_timeout}, --policy-wait {args.policy_wait}: seconds, above 0")
     if bool(args.executor_url) != bool(args.executor_model):
         raise UsageError("--executor-url and --executor-model belong together; one of them is missing")
     if args.executor_url and args.sim_latency:
@@ -218,6 +232,25 @@ def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
     return model, tokenizer
 
 
-def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> InProcessSampler:
-    return InProcessSampler(model, tokenizer.end_id, args.temperature, args.top_p, args.top_k, tokenizer.vocab_size,
-                            args.max_context)
+Sampler = InProcessSampler | VLLMSampler
+
+
+def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> Sampler:
+    """Make the sampler that the flags name. A policy server is checked first: ServerError says all that is wrong with it."""
+    if not args.policy_url:
+        return InProcessSampler(model, tokenizer.end_id, args.temperature, args.top_p, args.top_k, tokenizer.vocab_size,
+                                args.max_context)
+    sampler = vllm_sampler(args, model, tokenizer)
+    try:
+        require(sampler)
+    except BaseException:
+        sampler.close()
+        raise
+    return sampler
+
+
+def vllm_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> VLLMSampler:
+    out = Path(args.out or f"runs/eval-{os.getpid()}")
+    return VLLMSampler(args.policy_url, model, tokenizer, Path(args.adapter_dir or out.parent) / f"{out.name}.adapters",
+                       temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, max_context=args.max_context,
+                       timeout=args.policy_timeout, patience=args.policy_wait)

@@ -154,6 +154,15 @@ class Sample:
     version: int                 # of the adapter
 
 
+def request_problem(request: SampleRequest, vocab_size: int, max_context: int) -> str:
+    """Say why a request cannot be sampled; "" if it can."""
+    if not 1 <= len(request.tokens) < max_context or request.max_new_tokens < 1:
+        return f"{len(request.tokens)} tokens and {request.max_new_tokens} new ones in a context of {max_context}"
+    if min(request.tokens) < 0 or max(request.tokens) >= vocab_size:
+        return f"ids {min(request.tokens)}..{max(request.tokens)} do not fit a vocabulary of {vocab_size}"
+    return ""
+
+
 @dataclass
 class _Slot:
     """One trajectory's row of the KV cache, and the turn that is being sampled into it."""
@@ -208,7 +217,7 @@ class InProcessSampler:
                 raise ValueError("a trajectory samples one turn at a time, but a key is in flight or given twice")
             for request, future in zip(requests, futures, strict=True):
                 future.set_running_or_notify_cancel()        # from here on cancel() is refused
-                if problem := self._problem(request):
+                if problem := request_problem(request, self.model.config.vocab_size, self.max_context):
                     future.set_exception(ValueError(f"trajectory {request.key!r}: {problem}"))
                 else:
                     self._queue.append(request)
@@ -225,8 +234,8 @@ class InProcessSampler:
             elif slot := self._slots.pop(key, None):
                 self._rows[slot.row] = None
 
-    def load_adapter(self, directory: str | Path | None, version: int) -> None:
-        """Drop all keys and values, because the live weights have changed; `directory` is for samplers elsewhere."""
+    def load_adapter(self, version: int) -> None:
+        """Drop all keys and values, because the live weights have changed."""
         with self._changed:
             self._require_running()
             if self._futures:
@@ -245,15 +254,6 @@ class InProcessSampler:
     def _require_running(self) -> None:
         if self._error is not None:
             raise RuntimeError(f"this sampler has ended: {self._error!r}") from self._error
-
-    def _problem(self, request: SampleRequest) -> str:
-        """Say why a request cannot be sampled; "" if it can."""
-        tokens, V = request.tokens, self.model.config.vocab_size
-        if not 1 <= len(tokens) < self.max_context or request.max_new_tokens < 1:
-            return f"{len(tokens)} tokens and {request.max_new_tokens} new ones in a context of {self.max_context}"
-        if min(tokens) < 0 or max(tokens) >= V:
-            return f"ids {min(tokens)}..{max(tokens)} do not fit a vocabulary of {V}"
-        return ""
 
     # From here on everything runs in the worker thread.
 

@@ -34,10 +34,14 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def create(self, args: dict[str, Any]) -> None:
-        """Make the directory; refuse one that holds a run, so that no run is overwritten."""
+    def require_new(self) -> None:
+        """Refuse a directory that holds a run, so that no run is overwritten."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunError(f"{self.path} exists; continue it with --resume, or choose another --out")
+
+    def create(self, args: dict[str, Any]) -> None:
+        """Make the directory of a new run."""
+        self.require_new()
         (self.path / "checkpoints").mkdir(parents=True)
         self.write_json("args.json", args)
 

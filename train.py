@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 import baselines
 import report
-from backends import ExecutorError
+from backends import ExecutorError, Request
 from cwrpo import UpdateConfig, group_advantages, uniform_groups, update
 from eval import evaluate, rollout_config, score_of, summarise, table
 from flags import (
     PRESETS,
+    Sampler,
     UsageError,
     World,
     add_shared_flags,
@@ -41,13 +42,18 @@ from flags import (
     load_tasks,
     make_sampler,
     preset_defaults,
+    vllm_sampler,
 )
 from lora import add_lora, disable_lora, lora_parameters
 from metrics import commonest_workflows, rollout_metrics, trajectory_record
+from policy import ChatTokenizer
+from qwen3 import Qwen3
 from rewards import grade
 from rollout import Job, Trajectory, rollout, turn_seed
 from rundir import RunDir
-from tasks import Task
+from tasks import Task, toy_tasks
+from vllm_check import Check, checks
+from vllm_sampler import ServerError
 from warmstart import parse_rate
 
 
@@ -58,6 +64,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
     run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
     run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
+    run.add_argument("--check", action="store_true", help="only see whether the servers are what training needs")
     run.add_argument("--no-baselines", action="store_true", help="skip the search for fixed and reachable workflows")
 
     batch = parser.add_argument_group("batch")
@@ -67,6 +74,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                        help="rewards are compared within a source (CWRPO) or a task (GRPO) (default %(default)s)")
     batch.add_argument("--skip-uniform-groups", action="store_true", help="leave groups of equal rewards out of the update")
     batch.add_argument("--max-dropped", type=float, default=0.2, help="stop above this share of failures (default %(default)s)")
+    batch.add_argument("--min-trajectories", type=int, default=2, help="stop if fewer are sound (default %(default)s)")
 
     loss = parser.add_argument_group("loss and optimiser (paper Eq. 10)")
     loss.add_argument("--lr", type=float, default=2.5e-3, help="peak; cosine to a tenth (default %(default)s)")
@@ -104,7 +112,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
         if extra := given - {"--resume", "--out", "--steps"}:
             raise UsageError(f"--resume takes the run's own flags; remove {', '.join(sorted(extra))}")
-        stored = RunDir(args.out).read_args()["flags"]
+        stored = vars(args) | RunDir(args.out).read_args()["flags"]
         stored |= {"out": args.out, "resume": True} | ({"steps": args.steps} if "--steps" in given else {})
         args = argparse.Namespace(**stored)
     return args
@@ -112,7 +120,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def check_flags(args: argparse.Namespace) -> None:
     check_shared_flags(args)
-    for name in ("steps", "tasks_per_source", "rollouts_per_task", "save_every", "epochs", "lora_rank", "micro_batch_tokens"):
+    for name in ("steps", "tasks_per_source", "rollouts_per_task", "save_every", "epochs", "lora_rank", "micro_batch_tokens",
+                 "min_trajectories"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     if args.group_by == "task" and args.rollouts_per_task == 1:
@@ -165,6 +174,39 @@ def truncation_note(args: argparse.Namespace) -> str:
 # ---- the run ----------------------------------------------------------------------------------------------------------
 
 
+def make_model(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
+    """The policy with fresh LoRA layers."""
+    model, tokenizer = load_policy(args)
+    torch.manual_seed(args.seed)  # LoRA's A matrices
+    add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets.split(","))
+    model.gradient_checkpointing = args.gradient_checkpointing
+    return model, tokenizer
+
+
+def check(args: argparse.Namespace) -> bool:
+    """Print a line for everything that can be wrong with the servers; return whether all is well."""
+    check_flags(args)
+    if not (args.policy_url or args.executor_url):
+        raise UsageError("--check looks at servers, but neither --policy-url nor --executor-url names one")
+    results = []
+    if args.policy_url:
+        sampler = vllm_sampler(args, *make_model(args))
+        try:
+            for result in checks(sampler):
+                results.append(result)
+                print(f"{'ok  ' if result.ok else 'FAIL'} policy {result.name}: {result.text}", flush=True)
+        finally:
+            sampler.close()
+    if args.executor_url:
+        try:
+            reply = World(args).backend.complete(Request(toy_tasks("toy_math", 1, 0)[0], "Custom", "", "What is 2 + 3?", {}))
+            results.append(Check("executor", True, f"{args.executor_model} answers {reply.text[:40]!r}"))
+        except ExecutorError as error:
+            results.append(Check("executor", False, str(error)))
+        print(f"{'ok  ' if results[-1].ok else 'FAIL'} executor: {results[-1].text}", flush=True)
+    return all(result.ok for result in results)
+
+
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Run all steps and return the summary. The main loop below is the whole algorithm."""
     started = time.monotonic()
@@ -173,51 +215,69 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     world = World(args)
     out = RunDir(args.out)
     if not args.resume:
-        out.create(environment(args))
-    model, tokenizer = load_policy(args)
-    torch.manual_seed(args.seed)  # LoRA's A matrices
-    add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets.split(","))
-    model.gradient_checkpointing = args.gradient_checkpointing
+        out.require_new()
+    model, tokenizer = make_model(args)
     optimizer = torch.optim.AdamW(lora_parameters(model), lr=args.lr, weight_decay=args.weight_decay)
     config = update_config(args, tokenizer.vocab_size, len({task.source for task in pool}))
     sampler = make_sampler(args, model, tokenizer)
     if note := truncation_note(args):
         print(note, flush=True)
-    before = out.path / "before.json"
     try:
-        if not before.exists():
-            taus = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="before")
-            out.write_json("before.json", {"rows": summarise(taus), "random": baselines.random_editor(
-                held_out, world.new_canvas, grade, args.seed), "parse_rate": parse_rate([t.text for u in taus for t in u.turns])})
+        if not args.resume:
+            out.create(environment(args))
+        evaluate_before(args, out, held_out, sampler, tokenizer, world)
         start_step = out.restore(model, optimizer) if args.resume else 0
         bar = tqdm(total=args.steps, initial=start_step, desc="training", unit="step", ncols=100, disable=None)
         for step in range(start_step, args.steps):
-            began = time.monotonic()
-            sampler.load_adapter(None, version=step)  # the live weights: drops what older weights left in the cache
-            taus = rollout(choose_jobs(pool, step, args), sampler, tokenizer, world.new_canvas, world.score,
-                           rollout_config(args, world))
-            sampled = time.monotonic()
-            batch = select(taus, args)
+            clock = [time.monotonic()]
+            try:
+                sampler.load_adapter(version=step)  # the live weights
+                clock.append(time.monotonic())
+                taus = rollout(choose_jobs(pool, step, args), sampler, tokenizer, world.new_canvas, world.score,
+                               rollout_config(args, world))
+                batch = select(taus, args)
+            except (ExecutorError, ServerError):
+                out.save(step, model, optimizer)  # --resume goes on with this very step
+                raise
+            clock.append(time.monotonic())
             optimizer.param_groups[0]["lr"] = learning_rate(step, args)
             stats = update(model, optimizer, batch, config, disable_lora)
-            log(out, bar, step, taus, stats, began, sampled, args)
+            log(out, bar, step, taus, stats, clock, args)
             if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
                 out.save(step + 1, model, optimizer)
         bar.close()
-        sampler.load_adapter(None, version=args.steps)
+        sampler.load_adapter(version=args.steps)
         after = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="after")
     finally:
         sampler.close()
     return finish(out, args, after, pool, held_out, world, started)
 
 
+def evaluate_before(args: argparse.Namespace, out: RunDir, held_out: Sequence[Task], sampler: Sampler,
+                    tokenizer: ChatTokenizer, world: World) -> None:
+    """Write before.json, once: the untrained policy and the random editor on the held-out tasks."""
+    if (out.path / "before.json").exists():
+        return
+    taus = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="before")
+    require_sound(taus, args)
+    out.write_json("before.json", {"rows": summarise(taus), "random": baselines.random_editor(
+        held_out, world.new_canvas, grade, args.seed), "parse_rate": parse_rate([t.text for u in taus for t in u.turns])})
+
+
+def require_sound(taus: Sequence[Trajectory], args: argparse.Namespace) -> list[Trajectory]:
+    """Return the trajectories that did not fail; ExecutorError when there are too few of them to go on."""
+    kept = [tau for tau in taus if not tau.dropped]
+    if len(taus) - len(kept) > args.max_dropped * len(taus) or len(kept) < min(args.min_trajectories, len(taus)):
+        causes = sorted({f"{tau.dropped}: {tau.error or tau.grade.error}" for tau in taus if tau.dropped})
+        raise ExecutorError(f"{len(taus) - len(kept)} of {len(taus)} trajectories failed (--max-dropped {args.max_dropped}, "
+                            f"--min-trajectories {args.min_trajectories}); continue with --resume when this is mended: "
+                            f"{'; '.join(causes[:3])}")
+    return kept
+
+
 def select(taus: Sequence[Trajectory], args: argparse.Namespace) -> list[Trajectory]:
     """Give every sound trajectory its advantage; stop when too many failed or none can teach anything."""
-    kept = [tau for tau in taus if not tau.dropped]
-    if len(taus) - len(kept) > args.max_dropped * len(taus) or not kept:
-        causes = sorted({f"{tau.dropped}: {tau.error or tau.grade.error}" for tau in taus if tau.dropped})
-        raise ExecutorError(f"{len(taus) - len(kept)} of {len(taus)} trajectories failed, more than --max-dropped "
-                            f"{args.max_dropped}; continue with --resume when this is mended: {'; '.join(causes[:3])}")
+    kept = require_sound(taus, args)
     groups = [group_of(tau, args) for tau in kept]
     rewards = [tau.reward for tau in kept]
     for tau, advantage in zip(kept, group_advantages(rewards, groups).tolist(), strict=True):
@@ -232,9 +292,10 @@ def group_of(tau: Trajectory, args: argparse.Namespace) -> str:
     return tau.task.source if args.group_by == "source" else tau.task.id
 
 
-def log(out: RunDir, bar: tqdm, step: int, taus: Sequence[Trajectory], stats: dict[str, float], began: float,
-        sampled: float, args: argparse.Namespace) -> None:
-    """Append the step to metrics.jsonl and trajectories.jsonl and show it."""
+def log(out: RunDir, bar: tqdm, step: int, taus: Sequence[Trajectory], stats: dict[str, float],
+        clock: Sequence[float], args: argparse.Namespace) -> None:
+    """Append the step to metrics.jsonl and trajectories.jsonl and show it. clock: when it began, synced and had sampled."""
+    began, synced, sampled = clock
     scored = [tau for tau in taus if not tau.dropped]
     uniform = uniform_groups([tau.reward for tau in scored], [group_of(tau, args) for tau in scored])
     now = time.monotonic()
@@ -243,7 +304,8 @@ def log(out: RunDir, bar: tqdm, step: int, taus: Sequence[Trajectory], stats: di
                **{name: value for name, value in stats.items() if name != "trajectories"},
                "tokens_per_second": sum(len(tau.tokens) for tau in taus) / (now - began),
                **{f"seconds_{phase}": value for phase, value in seconds.items()},  # summed over trajectories
-               "seconds_rollout": sampled - began, "seconds_update": now - sampled, "seconds_step": now - began}
+               "seconds_sync": synced - began, "seconds_rollout": sampled - synced, "seconds_update": now - sampled,
+               "seconds_step": now - began}
     out.append("trajectories.jsonl", *(trajectory_record(tau, step) for tau in taus))
     out.append("metrics.jsonl", metrics)
     shown = {"R": metrics["reward"], "R_div=1": metrics["feasible_rate"], "acc": metrics["accuracy"],
@@ -311,8 +373,12 @@ def print_summary(out: RunDir, summary: dict[str, Any], before: dict, after_rows
 
 def main() -> None:
     try:
-        train(parse_args())
-    except (ValueError, OSError, ExecutorError, FloatingPointError) as error:
+        args = parse_args()
+        if not args.check:
+            train(args)
+        elif not check(args):
+            sys.exit(1)
+    except (ValueError, OSError, ExecutorError, ServerError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted; continue with --resume")

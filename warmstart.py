@@ -40,6 +40,9 @@ TOY_SOURCES = ("toy_math", "toy_qa", "toy_code")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen's pre-tokenizer: contractions, words, single digits, punctuation, line breaks, blanks.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# For servers that are asked to chat with it, as an executor is; policy.ChatTokenizer frames turns itself.
+CHAT_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+                 "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 VOCAB = 1024
 EPISODES = 900
 EPOCHS = 3
@@ -153,7 +156,7 @@ def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bo
         make_tokenizer(texts).save(str(temporary / "tokenizer.json"))
         (temporary / "tokenizer_config.json").write_text(json.dumps({
             "tokenizer_class": "Qwen2TokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-            "model_max_length": 4096}, indent=2))
+            "model_max_length": 4096, "chat_template": CHAT_TEMPLATE}, indent=2))
         tokenizer = ChatTokenizer(temporary)
         torch.manual_seed(seed)
         model = Qwen3(tiny_config(VOCAB))

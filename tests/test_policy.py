@@ -526,7 +526,7 @@ def test_in_flight_a_key_is_taken_released_late_and_weights_stay(model: Qwen3, m
     with pytest.raises(ValueError, match="one turn at a time"):
         sampler.submit([SampleRequest("b", [1], 1, seed=0), SampleRequest("b", [1], 1, seed=0)])
     with pytest.raises(RuntimeError, match="1 requests are in flight"):
-        sampler.load_adapter(None, 1)
+        sampler.load_adapter(1)
     sampler.release("a")
     assert not future.cancel()
     late = SampleRequest("c", [3, 4, 5], 4, seed=0)
@@ -567,7 +567,7 @@ def test_an_error_in_the_worker_reaches_every_future_and_every_later_submit(make
     with pytest.raises(RuntimeError, match="ended: ZeroDivisionError"):
         sampler.submit([SampleRequest("c", [1], 1, seed=0)])
     with pytest.raises(RuntimeError, match="ended: ZeroDivisionError"):
-        sampler.load_adapter(None, 1)
+        sampler.load_adapter(1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -587,7 +587,7 @@ def test_new_weights_never_meet_old_keys_and_values(make: Callable) -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.2)
-    sampler.load_adapter("ignored", version=7)
+    sampler.load_adapter(version=7)
     request = SampleRequest("k", tokens + before.ids + [1, 2], 10, seed=1)
     [after] = take(sampler, [request])
     expected = without_cache(model, request)

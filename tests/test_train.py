@@ -288,7 +288,7 @@ def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
 
     means = []
     for step in range(12):
-        sampler.load_adapter(None, version=step)
+        sampler.load_adapter(version=step)
         taus = rollout([Job(step, i, 100 * step + i) for i in range(24)], sampler, tokenizer, lambda task: Parrot(), score,
                        RolloutConfig(max_context=512, max_new_tokens=12, min_new_tokens=1, lockstep=True))
         rewards = [tau.reward for tau in taus]
