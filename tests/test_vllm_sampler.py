@@ -528,7 +528,7 @@ def test_a_step_goes_on_with_the_survivors_and_stops_where_resume_goes_on(
 
 def test_too_few_sound_trajectories_stop_the_run(padded_model: Path) -> None:
     args = train.parse_args(["--max-dropped", "1", "--min-trajectories", "3"])
-    taus = [Trajectory(None, i, stop_reason="finished" if i < 3 else "policy_error", reward=0.0) for i in range(8)]
+    taus = [Trajectory(None, i, stop_reason="finished" if i < 3 else "policy_error", reward=0.0, error="away") for i in range(8)]
     assert len(train.require_sound(taus, args)) == 3
     taus[0].stop_reason = "policy_error"
     with pytest.raises(train.ExecutorError, match=r"6 of 8 trajectories failed .*--min-trajectories 3"):
