@@ -13,6 +13,7 @@ Three decisions:
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -21,12 +22,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from shards import SHARD_BYTES
 
 PREFIX = "base_model.model."                        # what PEFT puts before every module name
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -273,7 +277,7 @@ def load_adapter(model: nn.Module, directory: str | Path) -> None:
             weight.copy_(weights[f"{PREFIX}{name}.weight"])
 
 
-def merge_directory(model_dir: Path, adapter: Path, out: Path) -> None:
+def merge_directory(model_dir: Path, adapter: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the Hugging Face directory of model + adapter, in the dtype that the model's config.json names."""
     from qwen3 import Qwen3, Qwen3Config  # only here: the layers above fit any model
 
@@ -287,10 +291,31 @@ def merge_directory(model_dir: Path, adapter: Path, out: Path) -> None:
         model = Qwen3.from_pretrained(model_dir, dtype=getattr(torch, dtype))
         load_adapter(model, adapter)
         merge(model)
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, shard_bytes)
         for name in COMPANIONS:
             if (model_dir / name).is_file():
                 shutil.copyfile(model_dir / name, temporary / name)
+
+
+def hub() -> ModuleType:
+    """Return huggingface_hub; ValueError says how to get it."""
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise ValueError("--push needs huggingface_hub: pip install huggingface_hub, then `hf auth login`") from None
+
+
+def push(directory: Path, repo: str, public: bool) -> str:
+    """Upload a directory to the Hugging Face hub and return its address; the repository is private unless `public`.
+
+    Raises ValueError, before anything is uploaded, for a repository that exists and is public when `public` is not given.
+    """
+    api = hub().HfApi()
+    url = api.create_repo(repo, private=not public, exist_ok=True)
+    if not public and not api.repo_info(repo).private:
+        raise ValueError(f"{repo} exists and is public; give --public to publish there, or name another repository")
+    api.upload_folder(repo_id=repo, folder_path=directory)
+    return str(url)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -300,12 +325,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--model", type=Path, required=True, help="Hugging Face directory of the base model")
     command.add_argument("--adapter", type=Path, required=True, help="PEFT adapter directory")
     command.add_argument("--out", type=Path, required=True, help="directory to write; must be new or empty")
+    command.add_argument("--max-shard-gb", type=float, default=SHARD_BYTES / 1e9,
+                         help="a larger model is written as several files of at most this size (default %(default)g)")
+    command.add_argument("--push", metavar="REPO", help="then upload it to this repository of the Hugging Face hub (user/name)")
+    command.add_argument("--public", action="store_true", help="with --push: a public repository (default: a private one)")
     args = parser.parse_args(arguments)
+    if args.public and not args.push:
+        parser.error("--public needs --push")
+    if not args.max_shard_gb > 0:
+        parser.error(f"--max-shard-gb must be above 0, got {args.max_shard_gb}")
     try:
-        merge_directory(args.model, args.adapter, args.out)
+        if args.push:
+            hub()  # before the minutes that merging takes
+        merge_directory(args.model, args.adapter, args.out, int(args.max_shard_gb * 1e9))
     except (ValueError, OSError) as error:
         raise SystemExit(f"lora.py merge: {error}") from None
     print(f"merged {args.adapter} into {args.model}: {args.out}")
+    if args.push:
+        try:
+            print(f"uploaded: {push(args.out, args.push, args.public)}")
+        except Exception as error:  # the library's own, its HTTP client's, the system's: they have no base in common
+            raise SystemExit(f"lora.py merge: {args.out} is written but was not uploaded: {error!r}") from None
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """lora.py against PEFT on a tiny random Qwen3: arithmetic, gradients, merging, files."""
 
+import inspect
 import json
 import math
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -416,23 +419,47 @@ def test_a_model_with_lora_is_not_saved_as_a_plain_one(tmp_path: Path) -> None:
 
 # ---------- python lora.py merge
 
+def merge_arguments(place: Path, model: Qwen3, *more: str) -> list[str]:
+    """The command for base and adapter of `model`, which are written to `place`; the result goes to place / "m"."""
+    base_model().save_pretrained(place / "base")
+    (place / "base" / "tokenizer.json").write_text("{}")
+    save_adapter(model, place / "a")
+    return ["merge", f"--model={place / 'base'}", f"--adapter={place / 'a'}", f"--out={place / 'm'}", *more]
+
+
 def test_merge_command_writes_a_model_that_transformers_loads(tmp_path: Path) -> None:
-    base_model().save_pretrained(tmp_path / "base")
-    (tmp_path / "base" / "tokenizer.json").write_text("{}")
     model = lora_model()
-    save_adapter(model, tmp_path / "a")
-    arguments = [f"--{name}={tmp_path / place}" for name, place in (("model", "base"), ("adapter", "a"), ("out", "m"))]
-    lora.main(["merge", *arguments])
+    arguments = merge_arguments(tmp_path, model)
+    lora.main(arguments)
     assert {path.name for path in (tmp_path / "m").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     torch.testing.assert_close(merged(ids()).logits, model(ids()), rtol=1e-4, atol=1e-4)
     with pytest.raises(SystemExit, match="exists and holds other files"):
-        lora.main(["merge", *arguments])
-
+        lora.main(arguments)
 
     base_model().bfloat16().save_pretrained(tmp_path / "base")          # the dtype of the base is kept
     lora.merge_directory(tmp_path / "base", tmp_path / "a", tmp_path / "m16")
     assert {weight.dtype for weight in load_file(tmp_path / "m16" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def greedy(logits: Callable[[torch.Tensor], torch.Tensor], n: int) -> list[list[int]]:
+    tokens = ids()[:, :4]
+    for _ in range(n):
+        tokens = torch.cat((tokens, logits(tokens)[:, -1:].argmax(-1)), dim=1)
+    return tokens[:, 4:].tolist()
+
+
+@torch.no_grad()
+def test_a_sharded_merge_says_in_transformers_what_base_and_adapter_say(tmp_path: Path) -> None:
+    model = lora_model(targets=ALL)
+    lora.main(merge_arguments(tmp_path, model, "--max-shard-gb=20e-6"))
+    assert len(list((tmp_path / "m").glob("model-*-of-*.safetensors"))) > 3
+    assert not (tmp_path / "m" / "model.safetensors").exists()
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
+    said = merged.generate(ids()[:, :4], attention_mask=torch.ones(3, 4), max_new_tokens=24, do_sample=False)[:, 4:].tolist()
+    assert said == greedy(model, 24) == greedy(Qwen3.from_pretrained(tmp_path / "m"), 24)
+    with disable_lora(model):
+        assert said != greedy(model, 24)
 
 
 def test_merge_command_fails_with_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -449,3 +476,76 @@ def test_merge_command_fails_with_one_clear_line_and_leaves_nothing(tmp_path: Pa
     with pytest.raises(SystemExit, match=r"down_proj\.weight is torch\.float32 \(32, 48\)"):
         lora.main(["merge", f"--model={tmp_path / 'base'}", f"--adapter={tmp_path / 'a'}", f"--out={tmp_path / 'm'}"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "base"]
+
+
+class Hub:
+    """Stands in for the module huggingface_hub and its HfApi; notes what is asked of it."""
+
+    def __init__(self, private: bool, fails: bool = False) -> None:
+        self.private, self.fails, self.asked = private, fails, []
+
+    def HfApi(self) -> "Hub":
+        return self
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+        self.asked.append(("create", repo_id, private, exist_ok))
+        return f"https://hub/{repo_id}"
+
+    def repo_info(self, repo_id: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private)
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
+        if self.fails:
+            raise RuntimeError("HTTP 403")
+        self.asked.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+
+FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(("public", "is_private"), [(False, True), (True, False), (True, True)])
+def test_push_uploads_the_merged_model_to_a_private_repository_unless_asked(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, public: bool, is_private: bool) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub := Hub(is_private))
+    lora.main([*merge_arguments(tmp_path, lora_model()), "--push=me/mine", *["--public"] * public])
+    assert hub.asked == [("create", "me/mine", not public, True), ("upload", "me/mine", FILES)]
+    assert capsys.readouterr().out.endswith("uploaded: https://hub/me/mine\n")
+
+
+def test_a_public_repository_that_is_there_already_gets_nothing_without_public(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub := Hub(private=False))
+    with pytest.raises(SystemExit, match=r"m is written but was not uploaded: .*me/mine exists and is public; give --public"):
+        lora.main([*merge_arguments(tmp_path, lora_model()), "--push=me/mine"])
+    assert [what for what, *_ in hub.asked] == ["create"]
+
+
+def test_push_without_the_library_says_what_to_install_before_anything_is_merged(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(SystemExit, match="--push needs huggingface_hub: pip install huggingface_hub"):
+        lora.main([*merge_arguments(tmp_path, lora_model()), "--push=me/mine"])
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_failed_upload_says_that_the_model_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(private=True, fails=True))
+    with pytest.raises(SystemExit, match=r"m is written but was not uploaded: RuntimeError\('HTTP 403'\)"):
+        lora.main([*merge_arguments(tmp_path, lora_model()), "--push=me/mine"])
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == FILES
+
+
+def test_the_calls_of_push_are_those_of_the_real_library() -> None:
+    """The stand-in above would accept names that huggingface_hub does not have."""
+    api = pytest.importorskip("huggingface_hub").HfApi()
+    inspect.signature(api.create_repo).bind("me/mine", private=True, exist_ok=True)
+    inspect.signature(api.repo_info).bind("me/mine")
+    inspect.signature(api.upload_folder).bind(repo_id="me/mine", folder_path=Path())
+
+
+@pytest.mark.parametrize(("words", "message"), [(["--public"], "--public needs --push"),
+                                                (["--max-shard-gb=0"], "--max-shard-gb must be above 0")])
+def test_flags_of_merge_that_make_no_sense_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        lora.main(["merge", "--model=x", "--adapter=x", "--out=x", *words])
+    assert message in capsys.readouterr().err

@@ -340,7 +340,7 @@ def broken(weights: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor
     elif how == "shape":
         weights[name] = torch.zeros(17)
     else:
-        weights[name] = torch.zeros(16, dtype=torch.int8)
+        weights[name] = torch.zeros(16).to(torch.int8 if how == "integers" else torch.float8_e4m3fn)
     return weights
 
 
@@ -349,6 +349,7 @@ def broken(weights: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor
     ("unknown", r"tensor model.layers.1.self_attn.q_proj.bias is unknown"),
     ("shape", r"k_norm.weight is torch.float32 \(17,\), config.json asks for floats of shape \(16,\)"),
     ("integers", r"k_norm.weight is torch.int8 \(16,\), config.json asks for floats"),
+    ("float8", r"k_norm.weight has dtype F8_E4M3, which is not implemented"),
 ])
 def test_wrong_tensors_are_named(tmp_path: Path, how: str, message: str) -> None:
     random_model(tiny()).save_pretrained(tmp_path)
