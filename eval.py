@@ -49,7 +49,7 @@ RESAMPLES = 2000
 
 def rollout_config(args: argparse.Namespace, world: World) -> RolloutConfig:
     return RolloutConfig(max_context=args.max_context, max_new_tokens=args.max_new_tokens,
-                         lockstep=world.backend.instant and not args.policy_url)
+                         lockstep=world.backend.lockstep and not args.policy_url)
 
 
 def evaluate(tasks: Sequence[Task], sampler: Sampler, tokenizer: ChatTokenizer, world: World,

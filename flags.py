@@ -6,6 +6,8 @@ One place for each, so that a model is evaluated in the world that it was traine
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 import operators
-from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend
+from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend, request_parameters
 from canvas import FINISH_RULES, Canvas, CanvasConfig
 from policy import ChatTokenizer, InProcessSampler
 from qwen3 import Qwen3
@@ -103,6 +105,12 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
                           help="OpenAI-compatible server(s); default: the simulated executor, which is no LLM")
     executor.add_argument("--executor-model", help="model name at --executor-url")
     executor.add_argument("--executor-key-env", metavar="NAME", help="environment variable that holds the API key")
+    executor.add_argument("--executor-extra", type=_json_object, metavar="JSON",
+                          help='more request parameters, or others: \'{"reasoning_effort": "low"}\'; null leaves one out')
+    executor.add_argument("--executor-prices", type=float, nargs=2, metavar=("IN", "OUT"),
+                          help="dollars per million prompt and completion tokens; default: unknown")
+    executor.add_argument("--executor-timeout", type=float, default=120.0, help="seconds of an attempt (default %(default)s)")
+    executor.add_argument("--executor-concurrency", type=int, default=32, help="calls at one time (default %(default)s)")
     executor.add_argument("--executor-cache", metavar="DIR", help="record replies; equal calls share one reply")
     executor.add_argument("--replay", action="store_true", help="answer from --executor-cache alone; a miss is an error")
     executor.add_argument("--sim-latency", type=float, default=0.0, help="median seconds of a simulated call; heavy-tailed")
@@ -113,9 +121,21 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     rewards.add_argument("--no-diversity", action="store_true", help="ablation: R = R_ans")
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_constant=int)  # NaN is no JSON, and int() refuses it
+    except (ValueError, ArithmeticError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    if reserved := {"model", "messages", "stream", "n"} & value.keys():
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(reserved))} cannot be set here")
+    return value
+
+
 def check_shared_flags(args: argparse.Namespace) -> None:
     """Refuse contradictions before anything is loaded or written. Raises UsageError."""
-    positive = ("eval_tasks", "max_new_tokens", "max_turns", "min_operators", "problem_chars")
+    positive = ("eval_tasks", "max_new_tokens", "max_turns", "min_operators", "problem_chars", "executor_concurrency")
     for name in positive:
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
@@ -129,10 +149,19 @@ def check_shared_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--policy-timeout {args.policy_timeout}, --policy-wait {args.policy_wait}: seconds, above 0")
     if bool(args.executor_url) != bool(args.executor_model):
         raise UsageError("--executor-url and --executor-model belong together; one of them is missing")
+    for name in ("executor_key_env", "executor_extra", "executor_prices"):
+        if getattr(args, name) is not None and not args.executor_url:
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --executor-url, which is missing")
+    if not all(0 <= price < math.inf for price in args.executor_prices or ()):
+        raise UsageError(f"--executor-prices are {args.executor_prices}; they must be dollars, at least 0")
+    if not 0 < args.executor_timeout <= 3600:
+        raise UsageError(f"--executor-timeout is {args.executor_timeout}; it must be in (0, 3600] seconds")
     if args.executor_url and args.sim_latency:
         raise UsageError("--sim-latency belongs to the simulated executor, but --executor-url names a real one")
     if args.replay and not args.executor_cache:
         raise UsageError("--replay needs --executor-cache DIR, where the replies were recorded")
+    if args.replay and not Path(args.executor_cache).is_dir():
+        raise UsageError(f"--replay: there is no directory {args.executor_cache}, so nothing was recorded")
     if args.eval_data and not args.data:
         raise UsageError("--eval-data without --data: training would use the toy tasks")
     if unknown := set(filter(None, args.finish_rules.split(","))) - set(FINISH_RULES):
@@ -178,13 +207,19 @@ def _first_of_each_source(tasks: Sequence[Task], n: int) -> list[Task]:
 
 
 def make_backend(args: argparse.Namespace) -> Backend:
-    backend: Backend = SimulatedBackend(args.seed, args.sim_latency)
-    fingerprint = f"simulated {args.seed}"
+    """The executor. A replay needs neither server nor key, only the flags that decided the replies."""
+    backend: Backend | None = None
     if args.executor_url:
-        backend = OpenAIBackend(args.executor_url, args.executor_model, args.executor_key_env)
-        fingerprint = args.executor_model
+        fingerprint = json.dumps(request_parameters(args.executor_model, args.executor_extra), sort_keys=True)
+        if not args.replay:
+            backend = OpenAIBackend(args.executor_url, args.executor_model, args.executor_key_env, extra=args.executor_extra,
+                                    timeout=args.executor_timeout, concurrency=args.executor_concurrency,
+                                    prices=args.executor_prices)
+    else:
+        backend, fingerprint = SimulatedBackend(args.seed, args.sim_latency), f"simulated {args.seed}"
     if args.executor_cache:
-        return CachedBackend(args.executor_cache, None if args.replay else backend, fingerprint)
+        instant = backend is not None and backend.instant
+        return CachedBackend(args.executor_cache, None if args.replay else backend, fingerprint, instant)
     return backend
 
 

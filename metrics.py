@@ -31,7 +31,7 @@ DEFINITIONS = {
     "loop_rate": "share with a loop", "mutual_information": "of source and workflow, in bits",
     "executor_calls": "live executor calls a trajectory", "executor_cached": "calls answered from a cache, a trajectory",
     "executor_tokens": "prompt and completion tokens of the executor, a trajectory",
-    "dollars": "cost of the executor in this step; null where a price is unknown",
+    "dollars": "cost of the executor in this step, of dropped trajectories too; null where a price is unknown",
     "tokens_per_second": "tokens of all conversations by the step's wall time",
     "grad_norm": "norm of the gradient before clipping", "clipfrac": "share of tokens whose gradient the clip cut off",
     "approx_kl": "KL(old, new), k3", "kl_ref": "k3 to the reference (LoRA off)", "entropy": "nats a policy token",
@@ -84,7 +84,7 @@ def rollout_metrics(taus: Sequence[Any]) -> dict[str, Any]:
     metrics["executor_calls"] = fmean(usage.calls for usage in usages)
     metrics["executor_cached"] = fmean(usage.cached for usage in usages)
     metrics["executor_tokens"] = fmean(usage.prompt_tokens + usage.completion_tokens for usage in usages)
-    prices = [usage.dollars for usage in usages]
+    prices = [tau.canvas.usage.dollars for tau in taus]
     metrics["dollars"] = None if None in prices else sum(prices)
     for source in sorted({tau.task.source for tau in scored}):
         of_source = reward_metrics([tau for tau in scored if tau.task.source == source])

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import sandbox
+from backends import without_thinking
 
 ROLES = ("plan", "solve", "check", "revise", "ensemble", "format")
 # What flows along the workflow. A node reads some of these and writes some of them.
@@ -54,7 +55,7 @@ class Context:
     complete: Callable[[str, Mapping[str, Any]], str]
 
     def ask(self, note: str = "", **more: Any) -> str:
-        """Send prompt + inputs (+ a note) to the executor. `more` is what an attempt adds to the inputs or replaces."""
+        """The executor's reply to prompt + inputs (+ a note), without its reasoning. `more`: what an attempt adds or replaces."""
         parts, seen = [self.prompt], {**self.inputs, **more}
         for key in self.inputs:
             value = seen[key]
@@ -66,7 +67,7 @@ class Context:
             parts.append(f"The function must be called `{self.entry_point}`. Answer with one ```python block.")
         if note:
             parts.append(note)
-        return self.complete("\n\n".join(parts), seen)
+        return without_thinking(self.complete("\n\n".join(parts), seen))
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,6 @@ def tag(text: str, name: str) -> str | None:
     return text[start + len(name) + 2:end].strip() if start >= 0 else None
 
 
-def without_thinking(text: str) -> str:
-    """What a reasoning model says after its <think> block; an unclosed block has no answer behind it."""
-    _, closed, after = text.rpartition("</think>")
-    if closed:
-        return after.strip()
-    return "" if text.lstrip().startswith("<think>") else text.strip()
-
-
 def extract_code(text: str) -> str | None:
     """The last ```python block (or the last plain fenced block); None if no block is closed."""
     blocks = re.findall(r"```([^\n`]*)\n(.*?)```", text, flags=re.DOTALL)  # linear: an opening line holds no backtick
@@ -233,14 +226,14 @@ def _choice(reply: str, n: int) -> int | None:
 @operator("Plan", role="plan", reads=("problem",), description="writes a step-by-step plan that later solvers read",
           prompt="Write a short step-by-step plan for solving this problem. Do not solve it.")
 def plan(ctx: Context) -> Result:
-    text = without_thinking(ctx.ask())[:OUTPUT_CHARS]
+    text = ctx.ask()[:OUTPUT_CHARS]
     return Result(text, {"plan": text}) if text else Result("", error="the reply was empty")
 
 
 @operator("Decompose", role="plan", reads=("problem",), description="splits the problem into sub-problems",
           prompt="Split this problem into two to four smaller sub-problems, one a line. Do not solve them.")
 def decompose(ctx: Context) -> Result:
-    text = without_thinking(ctx.ask())[:OUTPUT_CHARS]
+    text = ctx.ask()[:OUTPUT_CHARS]
     return Result(text, {"subproblems": text}) if text else Result("", error="the reply was empty")
 
 
@@ -259,7 +252,7 @@ def programmer(ctx: Context) -> Result:
     error = ""
     for attempt in range(MAX_ATTEMPTS):
         note = f"Your last program failed:\n{error}\nWrite a corrected one." if error else ""
-        code = extract_code(without_thinking(ctx.ask(note, attempt=attempt, error=error)))
+        code = extract_code(ctx.ask(note, attempt=attempt, error=error))
         if code is None:
             error = "the reply holds no ```python block"
             continue
@@ -280,14 +273,14 @@ def programmer(ctx: Context) -> Result:
           description="follows a free instruction; strong on questions about text",
           prompt="Solve the problem step by step and end with 'The answer is ...'.")
 def custom(ctx: Context) -> Result:
-    return _read_solution(ctx, without_thinking(ctx.ask()))
+    return _read_solution(ctx, ctx.ask())
 
 
 @operator("AnswerGenerate", role="solve", reads=("problem", "subproblems"),
           description="thinks, then gives a short direct answer",
           prompt="Think first inside <thought>...</thought>, then give the answer alone inside <answer>...</answer>.")
 def answer_generate(ctx: Context) -> Result:
-    reply = without_thinking(ctx.ask())
+    reply = ctx.ask()
     answer = tag(reply, "answer")
     return _read_solution(ctx, answer) if answer else Result("", error="the reply holds no <answer>...</answer>")
 
@@ -311,7 +304,7 @@ def test(ctx: Context) -> Result:
 def review(ctx: Context) -> Result:
     if not ctx.inputs["solution"]:
         return Result("", error="there is no solution to review; add a solver before it")
-    return _check(without_thinking(ctx.ask()))
+    return _check(ctx.ask())
 
 
 @operator("Verify", role="check", reads=("problem", "solution"),
@@ -321,7 +314,7 @@ def review(ctx: Context) -> Result:
 def verify(ctx: Context) -> Result:
     if not ctx.inputs["solution"]:
         return Result("", error="there is no solution to verify; add a solver before it")
-    reply = without_thinking(ctx.ask())
+    reply = ctx.ask()
     return _check(reply, tag(reply, "answer"))
 
 
@@ -331,7 +324,7 @@ def verify(ctx: Context) -> Result:
 def revise(ctx: Context) -> Result:
     if not ctx.inputs["solution"]:
         return Result("", error="there is no solution to revise; add a solver before it")
-    reply = without_thinking(ctx.ask())
+    reply = ctx.ask()
     return _read_solution(ctx, tag(reply, "answer") or reply)
 
 
@@ -344,7 +337,7 @@ def sc_ensemble(ctx: Context) -> Result:
         return Result("", error="there are no candidates; add solvers before the ensemble")
     winner = _vote(candidates, ctx.kind == "code") if len(candidates) > 1 else candidates[0]
     if winner is None:  # no majority: the executor chooses
-        index = _choice(without_thinking(ctx.ask()), len(candidates))
+        index = _choice(ctx.ask(), len(candidates))
         if index is None:
             return Result("", error="the vote names none of the candidates")
         winner = candidates[index]
@@ -357,7 +350,7 @@ def sc_ensemble(ctx: Context) -> Result:
 def aggregate(ctx: Context) -> Result:
     if not ctx.inputs["candidates"]:
         return Result("", error="there are no candidates; add solvers before Aggregate")
-    reply = without_thinking(ctx.ask())
+    reply = ctx.ask()
     return _read_solution(ctx, tag(reply, "answer") or reply)
 
 
@@ -367,7 +360,7 @@ def aggregate(ctx: Context) -> Result:
 def format_answer(ctx: Context) -> Result:
     if not ctx.inputs["solution"]:
         return Result("", error="there is no solution to format; add a solver before it")
-    reply = without_thinking(ctx.ask())
+    reply = ctx.ask()
     return _read_solution(ctx, tag(reply, "answer") or reply)
 
 
@@ -384,7 +377,7 @@ def md_ensemble(ctx: Context) -> Result:
     votes: Counter[str] = Counter()
     for attempt in range(3):
         shuffled = random.Random(attempt).sample(candidates, len(candidates))  # against position bias
-        index = _choice(without_thinking(ctx.ask(candidates=shuffled)), len(shuffled))
+        index = _choice(ctx.ask(candidates=shuffled), len(shuffled))
         if index is not None:
             votes[shuffled[index]] += 1
     return _solution(ctx, votes.most_common(1)[0][0]) if votes else Result("", error="no vote named a candidate")
@@ -394,5 +387,5 @@ def md_ensemble(ctx: Context) -> Result:
           description="writes code without running it",
           prompt="Write a Python program that solves the problem, in one ```python block.")
 def custom_code_generate(ctx: Context) -> Result:
-    code = extract_code(without_thinking(ctx.ask()))
+    code = extract_code(ctx.ask())
     return Result(code, {"solution": code, "code": code}) if code else Result("", error="the reply holds no ```python block")

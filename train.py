@@ -108,13 +108,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_shared_flags(parser)
     parser.set_defaults(**preset_defaults(arguments))
     args = parser.parse_args(arguments)
-    if args.resume:  # a run goes on with its own flags; only --steps may be raised
+    if args.resume:  # a run goes on with its own flags; only --steps may be raised, and a server may have moved
         given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
-        if extra := given - {"--resume", "--out", "--steps"}:
+        if extra := given - {"--resume", "--out", "--steps", "--executor-url"}:
             raise UsageError(f"--resume takes the run's own flags; remove {', '.join(sorted(extra))}")
-        stored = vars(args) | RunDir(args.out).read_args()["flags"]
-        stored |= {"out": args.out, "resume": True} | ({"steps": args.steps} if "--steps" in given else {})
-        args = argparse.Namespace(**stored)
+        moved = {name: getattr(args, name) for name in ("steps", "executor_url") if f"--{name.replace('_', '-')}" in given}
+        stored = vars(args) | RunDir(args.out).read_args()["flags"] | moved
+        args = argparse.Namespace(**stored | {"out": args.out, "resume": True})
     return args
 
 
@@ -248,6 +248,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         bar.close()
         sampler.load_adapter(version=args.steps)
         after = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="after")
+        require_sound(after, args)
     finally:
         sampler.close()
     return finish(out, args, after, pool, held_out, world, started)
@@ -260,8 +261,9 @@ def evaluate_before(args: argparse.Namespace, out: RunDir, held_out: Sequence[Ta
         return
     taus = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="before")
     require_sound(taus, args)
-    out.write_json("before.json", {"rows": summarise(taus), "random": baselines.random_editor(
-        held_out, world.new_canvas, grade, args.seed), "parse_rate": parse_rate([t.text for u in taus for t in u.turns])})
+    floor = baselines.random_editor(held_out, world.new_canvas, grade, args.seed) if world.backend.instant else None
+    out.write_json("before.json", {"rows": summarise(taus), "random": floor,
+                                   "parse_rate": parse_rate([t.text for u in taus for t in u.turns])})
 
 
 def require_sound(taus: Sequence[Trajectory], args: argparse.Namespace) -> list[Trajectory]:

@@ -1,13 +1,19 @@
-"""Fixtures for tests that play whole episodes."""
+"""Fixtures for tests that play whole episodes or talk to a server."""
 
 import dataclasses
 import json
 import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from fault_server import Answer, Behaviour, FaultServer
 
+import backends
 import warmstart
 from qwen3 import Qwen3
 
@@ -39,3 +45,26 @@ def padded_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (directory / "generation_config.json").write_text(json.dumps(
         {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.3, "eos_token_id": [995, 997]}))
     return directory
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., FaultServer]]:
+    """serve(behaviour, behaviour, ...) starts a server that does these in turn; the last one repeats."""
+    servers: list[FaultServer] = []
+
+    def start(*script: Behaviour | Answer, **more: Any) -> FaultServer:
+        servers.append(FaultServer(*script, **more))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a backend would have slept; its clock goes forward by them."""
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=slept.append, monotonic=lambda: time.monotonic() + sum(slept))
+    monkeypatch.setattr(backends, "time", clock)
+    return slept

@@ -12,6 +12,7 @@ from tasks import Task
 MATH = Task("m1", "gsm8k", "math", "What is 6 * 7?", ("42",))
 CODE = Task("c1", "mbpp", "code", "Write double(x).", ("def double(x):\n    return 2 * x",), "double",
             "assert double(2) == 4", "assert double(3) == 6")
+ASK = Request(MATH, "Custom", "Solve.", "Solve.\n\n## Problem\nWhat is 6 * 7?", {"problem": "What is 6 * 7?"})
 
 # What each operator reads in the ordinary case: the executor's side of its format.
 USUAL = {
@@ -59,6 +60,24 @@ class Scripted:
         names = [request.operator for request in self.requests[self._taken:]]
         self._taken = len(self.requests)
         return names
+
+
+def in_threads(n: int, call: Callable[[], Any]) -> list[Any]:
+    """Call it n times at once; an exception of a call is its result."""
+    results: list[Any] = [None] * n
+
+    def one(i: int) -> None:
+        try:
+            results[i] = call()
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
 
 
 def new_canvas(backend: Scripted | None = None, task: Task = MATH, **config: Any) -> Canvas:

@@ -1,129 +1,27 @@
-"""backends.py and simulated.py: the HTTP client against a real tiny server, the cache, and the simulated skill model."""
+"""backends.py and simulated.py: usage, record and replay, and the simulated skill model (OpenAIBackend: test_openai.py)."""
 
 import functools
-import http.server
-import json
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scripted import MATH, Scripted
+from scripted import ASK, MATH, Scripted, in_threads
 
-import backends
 import simulated
-from backends import CachedBackend, ExecutorError, OpenAIBackend, Reply, Request, SimulatedBackend, Usage
+from backends import CachedBackend, ExecutorError, Reply, Request, SimulatedBackend, Usage
 from operators import REGISTRY, Context, extract_code, tag
 from sandbox import run_tests
 from simulated import Simulation
 from tasks import Task, toy_tasks
-
-ASK = Request(MATH, "Custom", "Solve.", "Solve.\n\n## Problem\nWhat is 6 * 7?", {"problem": "What is 6 * 7?"})
-Answer = tuple[int, dict[str, str], bytes]
-
-
-def completion(text: str | None = "It is 42.", **more: Any) -> Answer:
-    return 200, {}, json.dumps({"choices": [{"message": {"content": text}}], **more}).encode()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Answers POSTs with what `answer(number of the call)` returns and keeps what it was sent."""
-
-    daemon_threads = True
-
-    def __init__(self, answer: Callable[[int], Answer]) -> None:
-        server = self
-        self.calls: list[tuple[str, dict, dict]] = []  # path, headers, body
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.calls.append((self.path, dict(self.headers), body))
-                status, headers, content = answer(len(server.calls) - 1)
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args: Any) -> None: ...  # not into the test's output
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *args: Any) -> None: ...  # a client that gave up; other failures show in what it was answered
-
-
-Serve = Callable[..., Server]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """serve(answer, answer, ...) starts a server that gives these answers in turn; the last one repeats."""
-    servers: list[Server] = []
-
-    def start(*answers: Answer, answer: Callable[[int], Answer] | None = None) -> Server:
-        server = Server(answer or (lambda number: answers[min(number, len(answers) - 1)]))
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the backend would have slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(backends, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
-    return slept
-
-
-def closed_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
-
-
-# ---- the OpenAI-compatible backend
-
-
-@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
-def test_a_call_posts_one_user_message_and_reads_the_reply(serve: Serve, suffix: str) -> None:
-    server = serve(completion(usage={"prompt_tokens": 11, "completion_tokens": 7}))
-    reply = OpenAIBackend([server.url + suffix], "qwen", temperature=0.3, max_tokens=99).complete(ASK)
-    path, headers, body = server.calls[0]
-    assert (reply.text, path) == ("It is 42.", "/v1/chat/completions")
-    assert body == {"model": "qwen", "temperature": 0.3, "max_tokens": 99, "messages": [{"role": "user", "content": ASK.text}]}
-    assert "Authorization" not in headers
-
-
-@pytest.mark.parametrize(("prices", "usage", "expected"), [
-    ((2.0, 10.0), {"prompt_tokens": 1000, "completion_tokens": 300}, (1000, 300, 0.005)),
-    (None, {"prompt_tokens": 1000, "completion_tokens": 300}, (1000, 300, None)),  # an unknown price is not 0
-    ((2.0, 10.0), None, (0, 0, None)),  # nor is an unknown count
-    ((2.0, 10.0), {"prompt_tokens": 1000}, (0, 0, None)),
-    ((2.0, 10.0), {"prompt_tokens": None, "completion_tokens": 1}, (0, 0, None)),
-    ((2.0, 10.0), "much", (0, 0, None)),
-])
-def test_usage_and_price(serve: Serve, prices: Any, usage: Any, expected: tuple) -> None:
-    spent = OpenAIBackend([serve(completion(usage=usage)).url], "m", prices=prices).complete(ASK).usage
-    assert (spent.calls, spent.cached) == (1, 0)
-    assert (spent.prompt_tokens, spent.completion_tokens, spent.dollars) == expected
-    assert 0 < spent.seconds < 30
 
 
 def test_added_usage_is_unknown_as_soon_as_one_part_is() -> None:
@@ -135,159 +33,6 @@ def test_added_usage_is_unknown_as_soon_as_one_part_is() -> None:
     total.add(Usage(1, dollars=None))
     total.add(Usage(1, dollars=1.0))
     assert (total.calls, total.dollars) == (3, None)
-
-
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
-def test_a_busy_server_is_asked_again(serve: Serve, waits: list[float], status: int) -> None:
-    server = serve((status, {}, b"busy"), (status, {}, b"busy"), completion())
-    assert OpenAIBackend([server.url], "m").complete(ASK).text == "It is 42."
-    assert len(server.calls) == 3
-    assert 0.5 <= waits[0] <= 1.5 <= 2 * waits[1] <= 6.0  # 0.5 * 2^attempt, times 0.5 to 1.5
-
-
-@pytest.mark.parametrize(("header", "wait"), [("7", 7.0), ("0.25", 0.25), ("3600", 60.0), ("0", 0.0)])
-def test_retry_after_is_honoured_up_to_a_minute(serve: Serve, waits: list[float], header: str, wait: float) -> None:
-    server = serve((429, {"Retry-After": header}, b""), completion())
-    OpenAIBackend([server.url], "m").complete(ASK)
-    assert waits == [wait]
-
-
-@pytest.mark.parametrize("header", ["Wed, 21 Oct 2015 07:28:00 GMT", "1.2.3", "soon", "-5", "1e9"])
-def test_a_retry_after_that_is_no_number_of_seconds_is_the_usual_backoff(serve: Serve, waits: list[float], header: str) -> None:
-    server = serve((503, {"Retry-After": header}, b""), completion())
-    OpenAIBackend([server.url], "m").complete(ASK)
-    assert 0.5 <= waits[0] <= 1.5
-
-
-@pytest.mark.parametrize("status", [400, 401, 404, 422, 302])
-def test_a_refusal_is_not_tried_again_and_says_why(serve: Serve, waits: list[float], status: int) -> None:
-    elsewhere = serve(completion())
-    server = serve((status, {"Location": elsewhere.url}, b'{"error": "no such model"}'))
-    with pytest.raises(ExecutorError) as caught:
-        OpenAIBackend([server.url], "qwen-9").complete(ASK)
-    assert str(caught.value) == f"{server.url}/v1: HTTP {status}: {{\"error\": \"no such model\"}} (model 'qwen-9')"
-    assert (len(server.calls), elsewhere.calls, waits) == (1, [], [])  # never another host either
-
-
-@pytest.mark.parametrize(("content", "why"), [
-    (b"<html>", "the answer is not a chat completion: '<html>'"),
-    (b'{"choices": []}', "the answer is not a chat completion: '{\"choices\": []}'"),
-    (b"[]", "the answer is not a chat completion: '[]'"),
-    (b"\xff\xfe", "the answer is not a chat completion: '\ufffd\ufffd'"),
-    (b'{"error": "HTTP 1, retry after 59"}', "the answer is not a chat completion: "),
-    (completion(None)[2], "the answer has no content"),
-    (completion(" \n")[2], "the answer has no content"),
-])
-def test_an_answer_that_is_none_is_tried_again_and_then_an_error(
-        serve: Serve, waits: list[float], content: bytes, why: str) -> None:
-    server = serve((200, {}, content))
-    with pytest.raises(ExecutorError, match="failed 3 times; the last: ") as caught:
-        OpenAIBackend([server.url], "m", retries=2).complete(ASK)
-    assert f"{server.url}/v1: {why}" in str(caught.value)
-    assert len(server.calls) == 3
-    assert max(waits) <= 3  # nothing in the content sets the clock
-
-
-def test_a_server_that_is_not_there_is_an_executor_error(waits: list[float]) -> None:
-    url = closed_port()
-    with pytest.raises(ExecutorError) as caught:
-        OpenAIBackend([url], "m", retries=1).complete(ASK)
-    assert str(caught.value) == f"executor {url}/v1 failed 2 times; the last: {url}/v1: ConnectionError"
-
-
-def test_a_server_that_does_not_answer_in_time_is_given_up(serve: Serve, waits: list[float]) -> None:
-    over = threading.Event()
-
-    def hang(number: int) -> Answer:
-        over.wait(20)
-        return completion()
-
-    server = serve(answer=hang)
-    with pytest.raises(ExecutorError, match="ReadTimeout"):
-        OpenAIBackend([server.url], "m", timeout=0.1, retries=0).complete(ASK)
-    over.set()
-
-
-def test_a_dead_url_is_left_out_while_another_lives(serve: Serve, waits: list[float]) -> None:
-    server = serve(completion())
-    backend = OpenAIBackend([closed_port(), server.url], "m")
-    for _ in range(3):
-        assert backend.complete(ASK).text == "It is 42."
-    assert (len(server.calls), len(waits)) == (3, 1)  # the dead one cost one wait, once
-
-
-def test_several_urls_are_used_least_in_flight(serve: Serve) -> None:
-    everyone = threading.Barrier(4, timeout=20)
-
-    def together(number: int) -> Answer:
-        everyone.wait()  # nobody is answered before all four are in flight
-        return completion()
-
-    servers = [serve(answer=together), serve(answer=together)]
-    backend = OpenAIBackend([server.url for server in servers], "m", retries=0)
-    assert in_threads(4, lambda: backend.complete(ASK).text) == ["It is 42."] * 4
-    assert [len(server.calls) for server in servers] == [2, 2]
-
-
-def test_no_more_calls_are_in_flight_than_the_limit(serve: Serve) -> None:
-    lock, now, most = threading.Lock(), 0, 0
-
-    def count(number: int) -> Answer:
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        time.sleep(0.03)
-        with lock:
-            now -= 1
-        return completion()
-
-    backend = OpenAIBackend([serve(answer=count).url], "m", concurrency=2)
-    in_threads(6, lambda: backend.complete(ASK))
-    assert most == 2
-
-
-def test_the_key_comes_from_the_named_variable_and_is_shown_nowhere(
-        serve: Serve, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", "sk-secret-77")
-    quoting = (400, {}, b'{"error": "incorrect API key provided: sk-secret-77"}')
-    server = serve(completion(), quoting, (200, {}, b"sk-secret-77"))
-    backend = OpenAIBackend([server.url], "m", api_key_env="MY_KEY", retries=0)
-    backend.complete(ASK)
-    assert server.calls[0][1]["Authorization"] == "Bearer sk-secret-77"
-    said = [repr(backend), str(backend)]
-    for _ in range(2):
-        with pytest.raises(ExecutorError) as caught:
-            backend.complete(ASK)
-        said += [str(caught.value), repr(caught.value)]
-    assert "provided: ***" in said[2]
-    assert not any("sk-secret" in text for text in said)
-
-
-def test_a_missing_key_or_url_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(ValueError, match=r"^the environment variable NO_SUCH_KEY \(--executor-key-env\) is empty or not set$"):
-        OpenAIBackend(["http://h"], "m", api_key_env="NO_SUCH_KEY")
-    with pytest.raises(ValueError, match="needs at least one --executor-url"):
-        OpenAIBackend([], "m")
-
-
-def in_threads(n: int, call: Callable[[], Any]) -> list[Any]:
-    """Call it n times at once; an exception of a call is its result."""
-    results: list[Any] = [None] * n
-
-    def one(i: int) -> None:
-        try:
-            results[i] = call()
-        except Exception as error:
-            results[i] = error
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(n)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return results
 
 
 # ---- record and replay
@@ -304,7 +49,7 @@ def test_what_was_recorded_is_replayed_offline(tmp_path: Path) -> None:
         assert again.text == first.text == ask.text.upper()
         assert (first.usage.calls, first.usage.dollars) == (1, 0.25)
         assert again.usage == Usage(0, 1, 0, 0, 0.0, 0.0)
-    assert (recorder.name, replay.name, replay.instant) == ("cached scripted", "replay", True)
+    assert (recorder.name, replay.name, replay.instant) == ("cached scripted", "replay", False)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -334,6 +79,57 @@ def test_equal_calls_at_one_time_are_made_once(tmp_path: Path) -> None:
     replies = in_threads(6, lambda: cached.complete(ASK))
     assert ([reply.text for reply in replies], len(inner.requests)) == (["once"] * 6, 1)
     assert sorted((reply.usage.calls, reply.usage.cached) for reply in replies) == [(0, 1)] * 5 + [(1, 0)]
+
+
+def test_equal_calls_at_one_time_fail_together(tmp_path: Path) -> None:
+    def slowly(request: Request) -> str:
+        time.sleep(0.1)
+        raise ExecutorError("down")
+
+    inner = Scripted(Custom=slowly)
+    cached = CachedBackend(tmp_path, inner)
+    assert [str(error) for error in in_threads(6, lambda: cached.complete(ASK))] == ["down"] * 6
+    assert len(inner.requests) == 1  # none of them had to wait for five others to fail first
+
+
+def test_different_calls_at_one_time_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    together = threading.Barrier(100, timeout=20)
+    cached = CachedBackend(tmp_path, Scripted(Custom=lambda request: f"{together.wait() >= 0} {request.text}"))
+    texts = [str(i) for i in range(100)]
+    replies = in_threads(100, lambda: cached.complete(replace(ASK, text=texts.pop())))
+    assert sorted(reply.text for reply in replies) == sorted(f"True {i}" for i in range(100))
+
+
+DAMAGED = {
+    "torn": lambda whole: whole[:20], "empty": lambda whole: b"", "not JSON": lambda whole: b"\xff\xfe",
+    "no text": lambda whole: b"{}", "a list": lambda whole: b"[]", "too deep": lambda whole: b"[" * 100_000,
+    "text of another type": lambda whole: whole.replace(b'"right"', b"17"),
+    "another text": lambda whole: whole.replace(b"right", b"wrong"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_recording_is_never_an_answer(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    CachedBackend(tmp_path, Scripted(Custom="right")).complete(ASK)
+    [path] = tmp_path.rglob("*.json")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ExecutorError, match=f"the reply recorded for Custom on m1 is damaged: {path}"):
+        CachedBackend(tmp_path).complete(ASK)
+    assert CachedBackend(tmp_path, Scripted(Custom="new")).complete(ASK).text == "new"  # recorded again
+    assert CachedBackend(tmp_path).complete(ASK).text == "new"
+
+
+def test_a_recording_under_another_calls_name_is_never_its_answer(tmp_path: Path) -> None:
+    recorder = CachedBackend(tmp_path, Scripted(Custom=lambda request: request.text))
+    recorder.complete(replace(ASK, text="a"))
+    [path] = tmp_path.rglob("*.json")
+    content = path.read_bytes()
+    path.unlink()
+    recorder.complete(replace(ASK, text="b"))
+    [path] = tmp_path.rglob("*.json")
+    path.write_bytes(content)
+    with pytest.raises(ExecutorError, match="checksum"):
+        CachedBackend(tmp_path).complete(replace(ASK, text="b"))
 
 
 def test_a_failed_call_is_not_recorded(tmp_path: Path) -> None:
