@@ -319,7 +319,7 @@ def program(config: dict) -> None:
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__dict__["__file__"] = "program.py"
     try:
-        exec(compile(config["code"], "program.py", "exec"), main.__dict__)
+        exec(compile(config["code"], "program.py", "exec", dont_inherit=True), main.__dict__)
     except SystemExit:
         raise
     except BaseException as error:

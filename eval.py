@@ -39,7 +39,7 @@ from lora import add_lora, load_adapter, read_adapter
 from metrics import commonest_workflows, trajectory_record
 from policy import ChatTokenizer
 from rollout import Job, RolloutConfig, Trajectory, rollout, turn_seed
-from rundir import RunDir
+from rundir import RunDir, end_on_signals
 from tasks import Task, read_tasks
 from vllm_sampler import ServerError
 
@@ -183,14 +183,18 @@ def run(args: argparse.Namespace) -> None:
         out.append("trajectories.jsonl", *(trajectory_record(tau, 0) for tau in taus))
 
 
+INTERRUPTED = "eval.py: interrupted"
+
+
 def main() -> None:
     try:
         run(parse_args())
     except (ValueError, OSError, ExecutorError, ServerError, json.JSONDecodeError) as error:
         sys.exit(f"eval.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("eval.py: interrupted")
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
+    end_on_signals(INTERRUPTED)
     main()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import operators
+import sandbox
 from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend, request_parameters
 from canvas import FINISH_RULES, Canvas, CanvasConfig
 from policy import ChatTokenizer, InProcessSampler
@@ -115,6 +116,10 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     executor.add_argument("--replay", action="store_true", help="answer from --executor-cache alone; a miss is an error")
     executor.add_argument("--sim-latency", type=float, default=0.0, help="median seconds of a simulated call; heavy-tailed")
 
+    executor.add_argument("--require-sandbox", choices=tuple(sandbox.LEVELS), default="limits", metavar="LEVEL",
+                          help=f"refuse to run programs at less: {'; '.join(f'{k}: {v}' for k, v in sandbox.LEVELS.items())} "
+                               "(default %(default)s); see python sandbox.py --doctor")
+
     rewards = parser.add_argument_group("reward (paper Eq. 11-14)")
     rewards.add_argument("--reward-weights", default="0.2,0.2,0.2,0.4", help="checker,format,operators,structure")
     rewards.add_argument("--no-release", action="store_true", help="ablation: R_ans is always added")
@@ -169,6 +174,10 @@ def check_shared_flags(args: argparse.Namespace) -> None:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {args.device}, but this PyTorch sees no CUDA device")
     reward_config(args)
+    try:
+        sandbox.require(args.require_sandbox)
+    except sandbox.SandboxError as error:
+        raise UsageError(f"--require-sandbox {args.require_sandbox}: {error}") from error
 
 
 # ---- what the flags describe --------------------------------------------------------------------------------------

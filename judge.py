@@ -13,7 +13,6 @@ import signal
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
 
 from wire import NOTHING, Expired, Peer, Ref, program_line
 
@@ -35,11 +34,11 @@ class Verdict:
         error = "\n".join(self.errors[:3]) if done else ""
         os.write(self.fd, json.dumps([self.nonce, self.passed, max(self.total, self.expected), error, done]).encode() + b"\n")
 
-    def expire(self, number: int, frame: Any) -> None:
+    def expire(self, number: int, frame: object) -> None:
         self.expired = True
         raise Expired
 
-    def unit(self, action: Callable, *args: Any, counts: bool = True) -> None:
+    def unit(self, action: Callable, *args: object, counts: bool = True) -> None:
         """Run one test; what does not count is set-up, which must not fail either."""
         if self.expired:
             return
@@ -75,7 +74,7 @@ class Verdict:
         return f"{call} " + (f"returned {short(outcome[0])}" if isinstance(outcome, tuple) else outcome)
 
 
-def short(value: Any, limit: int = 200) -> str:
+def short(value: object, limit: int = 200) -> str:
     """repr, cut in the middle; a proxy is named, not asked."""
     if isinstance(value, Ref):
         return f"<{value._label}>"
@@ -86,7 +85,7 @@ def short(value: Any, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit // 2]} ... {text[-limit // 2:]}"
 
 
-def loose(value: Any) -> Any:
+def loose(value: object) -> object:
     """JSON has no tuples: for expected values that come as JSON, tuple and list are the same."""
     if isinstance(value, (list, tuple)):
         return [loose(item) for item in value]
@@ -114,7 +113,7 @@ def judge(config: dict) -> None:
     verdict.write(done=True)
 
 
-def load(peer: Peer, names: set[str], entry: str | None, builtins_stay: bool = True) -> dict[str, Any]:
+def load(peer: Peer, names: set[str], entry: str | None, builtins_stay: bool = True) -> dict[str, object]:
     """Execute the program over there; return its objects by name, the entry point among them.
 
     A program must not redefine the `set` or `all` that the tests compare with, unless nothing else is tested.
@@ -189,7 +188,7 @@ def judge_text(verdict: Verdict, tests: str, entry: str | None) -> None:
     if "unittest" in known or "unittest" in tests:
         __import__("unittest").main = lambda *args, **named: None  # the cases are run below
     for node in tree.body:
-        verdict.unit(exec, compile(ast.Module([node], []), "tests", "exec"), space, counts=is_test(node))
+        verdict.unit(exec, compile(ast.Module([node], []), "tests", "exec", dont_inherit=True), space, counts=is_test(node))
     for name in functions:
         verdict.unit(space.get(name), *([found[entry]] if name == "check" else []))
     unittest_cases(verdict, [space[name] for name in sorted(defined) if isinstance(space.get(name), type)])

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from shards import SHARD_BYTES
 
 PREFIX = "base_model.model."                        # what PEFT puts before every module name
+MAX_RANK = 4096  # an adapter's own words decide how much is allocated
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Fields of PEFT's configuration that change nothing in the arithmetic. Any other field that we do not read must be off.
 HARMLESS = {"auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_version",
@@ -233,10 +234,10 @@ def read_adapter(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
     rest = dict(config)
     rank, alpha, targets = (rest.pop(name, None) for name in ("r", "lora_alpha", "target_modules"))
     dropout, start = rest.pop("lora_dropout", 0.0), rest.pop("init_lora_weights", True)
-    numbers = isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float) and isinstance(dropout, int | float)
-    if not numbers or not isinstance(targets, list) or not targets:
-        raise ValueError(f"{directory / CONFIG}: r, lora_alpha, lora_dropout must be numbers and target_modules a list of "
-                         f"names, got {rank!r}, {alpha!r}, {dropout!r}, {targets!r}")
+    numbers = all(isinstance(value, int | float) for value in (rank, alpha, dropout)) and 0 < rank <= MAX_RANK
+    if not numbers or not isinstance(rank, int) or not isinstance(targets, list) or not targets:
+        raise ValueError(f"{directory / CONFIG}: r (at most {MAX_RANK}), lora_alpha, lora_dropout must be numbers and "
+                         f"target_modules a list of names, got {rank!r}, {alpha!r}, {dropout!r}, {targets!r}")
     if start not in (True, False, "gaussian"):          # PiSSA, OLoRA, ...: their base weights are not the base's
         raise ValueError(f"{directory / CONFIG}: init_lora_weights = {start!r} is not implemented")
     for name, value in rest.items():

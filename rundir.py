@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,25 @@ TRAJECTORY_MEGABYTES = 64  # trajectories.jsonl moves to trajectories.1.jsonl at
 
 class RunError(ValueError):
     """A run directory that cannot be used; the message says what to do."""
+
+
+def end_on_signals(message: str, seconds: float = 1.5) -> None:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt; whoever still waits after `seconds`, for an executor perhaps, is cut off.
+
+    That loses nothing: a run may be killed at any moment, and sandboxes and graders end when we do.
+    """
+    def cut_off() -> None:
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def end(number: int, frame: object) -> None:
+        watch = threading.Timer(seconds, cut_off)
+        watch.daemon = True
+        watch.start()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
 
 
 class RunDir:
@@ -107,7 +130,9 @@ class RunDir:
     def latest(self) -> Path | None:
         """The newest whole checkpoint; None if the run was killed before its first one."""
         pointer = self.path / "latest"
-        return self.path / pointer.read_text(encoding="utf-8").strip() if pointer.exists() else None
+        if not pointer.exists():
+            return None
+        return self.path / "checkpoints" / Path(pointer.read_text(encoding="utf-8").strip()).name  # in this run, whatever it says
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the newest checkpoint and cut the logs back to it; return the step to go on with."""
@@ -118,7 +143,7 @@ class RunDir:
                 state = torch.load(checkpoint / "state.pt", weights_only=True)
                 optimizer.load_state_dict(state["optimizer"])
                 step = int(state["step"])
-            except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 raise RunError(f"{checkpoint} cannot be read ({type(error).__name__}: {error}); write the name of an "
                                f"older one into {self.path / 'latest'}") from None
         for name in ("metrics.jsonl", "trajectories.jsonl"):

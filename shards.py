@@ -30,6 +30,9 @@ def read_tensors(directory: Path) -> Iterator[tuple[Path, str, Tensor]]:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is not a safetensors index: {error!r}") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(f"{index}: weight files are names in its own directory, got {name!r:.99}")
     for path in (directory / name for name in names):
         if not path.is_file():
             raise FileNotFoundError(f"missing weight file {path}")

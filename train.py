@@ -50,7 +50,7 @@ from policy import ChatTokenizer
 from qwen3 import Qwen3
 from rewards import grade
 from rollout import Job, Trajectory, rollout, turn_seed
-from rundir import RunDir
+from rundir import RunDir, end_on_signals
 from tasks import Task, toy_tasks
 from vllm_check import Check, checks
 from vllm_sampler import ServerError
@@ -373,6 +373,9 @@ def print_summary(out: RunDir, summary: dict[str, Any], before: dict, after_rows
           f"plots   {out.path / 'curves.png'}\npage    {out.path / 'report.html'}")
 
 
+INTERRUPTED = "train.py: interrupted; continue with --resume"
+
+
 def main() -> None:
     try:
         args = parse_args()
@@ -383,8 +386,9 @@ def main() -> None:
     except (ValueError, OSError, ExecutorError, ServerError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: interrupted; continue with --resume")
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
+    end_on_signals(INTERRUPTED)
     main()

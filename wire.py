@@ -7,17 +7,19 @@ tagged JSON, never pickled; values are rebuilt as plain objects, so `==` is Pyth
 from __future__ import annotations
 
 import builtins
+import io
 import json
 import operator
 import os
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
 
 MESSAGE_LIMIT = 1 << 26
+PRINTED_LIMIT = 1 << 20
 FORWARDED = ("len", "iter", "next", "bool", "str", "repr", "hash", "getitem", "setitem", "delitem", "enter", "exit", "call")
 BETWEEN_OWN = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "abs")
+SCALING = ("mul", "truediv", "floordiv", "mod", "pow")  # `vector * 3` too, but not `answer - expected`
 PLAIN_TYPES = ("bool", "int", "float", "complex", "str", "bytes", "list", "tuple", "dict", "set", "frozenset", "range",
                "object", "type")
 NOTHING = ("load", (), {}, ())  # a request as (op, args, named, outcome), before there was one
@@ -36,15 +38,15 @@ class Ref:
     def __init__(self, peer: Peer, number: int, label: str) -> None:
         self.__dict__.update(_peer=peer, _number=number, _label=label)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__") and name not in ("__name__", "__qualname__", "__doc__", "__annotations__", "__dict__"):
             raise AttributeError(name)  # protocols like __array__ would let a program's object act for a value
         return self._peer.ask("getattr", self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         self._peer.ask("setattr", self, name, value)
 
-    def __instancecheck__(self, other: Any) -> bool:
+    def __instancecheck__(self, other: object) -> bool:
         return bool(self._peer.ask("isinstance", other, self))
 
 
@@ -52,17 +54,17 @@ for _op in FORWARDED:
     setattr(Ref, f"__{_op}__", lambda self, *args, _op=_op, **named: self._peer.ask(_op, self, *args, **named))
 for _op in BETWEEN_OWN:
     setattr(Ref, f"__{_op}__", lambda self, *args, _op=_op: self._peer.ask(_op, self, *args)
-            if all(isinstance(arg, Ref) for arg in args) else NotImplemented)
+            if all(isinstance(arg, Ref) for arg in args) else self._peer.scale(_op, self, *args))
 
 
 class Peer:
     """One end of the wire; `perform(op, *args)` answers what the other end asks for."""
     def __init__(self, fd: int, perform: Callable, callbacks_only: bool) -> None:
         self.fd, self.perform, self.callbacks_only = fd, perform, callbacks_only
-        self.objects, self.numbers, self.errors = [], {}, {}
+        self.objects, self.numbers, self.errors, self.refs = [], {}, {}, {}
         self.last: tuple = NOTHING  # the newest request: for error messages
 
-    def send(self, *message: Any) -> None:
+    def send(self, *message: object) -> None:
         data = json.dumps(message).encode()
         if len(data) > MESSAGE_LIMIT:
             raise ValueError("the value is too large to be passed on")
@@ -83,7 +85,7 @@ class Peer:
             raise EOFError("the program broke the protocol")
         return json.loads(exactly(size))
 
-    def encode(self, value: Any) -> Any:
+    def encode(self, value: object) -> object:
         """Plain values as themselves or [tag, payload]; anything else stays here and goes as a reference."""
         if value is None or isinstance(value, (bool, float)):
             return value
@@ -97,15 +99,17 @@ class Peer:
             if isinstance(value, getattr(builtins, plain)):
                 return [plain, [self.encode(item) for item in value]]
         if isinstance(value, dict):
-            return ["dict", [[self.encode(key), self.encode(item)] for key, item in value.items()]]
+            pairs = [[self.encode(key), self.encode(item)] for key, item in value.items()]
+            return ["Counter" if name == "Counter" else "dict", pairs]
         if isinstance(value, (bytes, bytearray)):
             return ["bytes", value.hex()]
         if kind in (complex, range):
             return [name, [value.real, value.imag] if kind is complex else [value.start, value.stop, value.step]]
         if kind.__module__ in ("collections", "decimal", "fractions", "datetime") and name in DECODERS:
             return [name, [self.encode(item) for item in value] if name == "deque" else str(value)]
-        if kind.__module__ == "numpy":
-            return self.encode(value.tolist())
+        if kind.__module__ == "numpy":  # an empty array equals everything that it is broadcast to: it goes as a list
+            array = name == "ndarray" and value.size and value.dtype.kind in "biufc"
+            return ["ndarray", [self.encode(value.tolist()), value.dtype.str]] if array else self.encode(value.tolist())
         if isinstance(value, type) and value.__name__ in PLAIN_TYPES and value.__module__ == "builtins":
             return ["type", value.__name__]
         if isinstance(value, type) and issubclass(value, Exception):
@@ -119,17 +123,20 @@ class Peer:
             self.objects.append(value)  # kept alive, so that its id stays its own
         return ["ref", [self.numbers[id(value)], str(getattr(value, "__name__", name))]]
 
-    def decode(self, data: Any) -> Any:
+    def decode(self, data: object) -> object:
         """The inverse of `encode`; anything malformed is an error in the caller, that is, a failed test."""
         if not isinstance(data, list):
             return data
         tag, body = data
         if tag in ("list", "tuple", "set", "frozenset"):
             return getattr(builtins, tag)(self.decode(item) for item in body)
-        if tag == "dict":
-            return {self.decode(key): self.decode(item) for key, item in body}
+        if tag in ("dict", "Counter"):
+            pairs = {self.decode(key): self.decode(item) for key, item in body}
+            return pairs if tag == "dict" else __import__("collections").Counter(pairs)
+        if tag == "ndarray":
+            return __import__("numpy").array(self.decode(body[0]), dtype=str(body[1]))
         if tag == "ref":
-            return Ref(self, int(body[0]), str(body[1])[:100])
+            return self.refs.setdefault(body[0], Ref(self, int(body[0]), str(body[1])[:100]))  # `is` holds here if there
         if tag == "yours":
             return self.objects[body]
         if tag == "exception":
@@ -145,13 +152,14 @@ class Peer:
             kind = RuntimeError
         return kind if kind.__name__ == name else self.errors.setdefault(name, type(str(name), (kind,), {}))
 
-    def ask(self, op: str, *args: Any, **named: Any) -> Any:
+    def ask(self, op: str, *args: object, **named: object) -> object:
         """Have `op` performed on the other side; meanwhile serve its callbacks."""
         self.last = (op, args, named, "did not return")
         self.send("do", op, [self.encode(arg) for arg in args], {key: self.encode(arg) for key, arg in named.items()})
         while (message := self.receive())[0] == "do":
             self.serve(message)
-        kind, body, extra = message
+        kind, body, extra, printed = message
+        sys.stdout.write(str(printed))  # where the tests have redirected it to
         if kind == "raise":
             name, base, line = extra
             self.last = (op, args, named, f"raised {name}: {body}" + (f" (line {line} of the program)" if line else ""))
@@ -167,6 +175,11 @@ class Peer:
                 old.extend(new) if isinstance(old, list) else old.update(new)
         return result
 
+    def scale(self, op: str, ref: Ref, *args: object) -> object:
+        """An operator between a program's object and a plain value: only for a result that is the program's own again."""
+        result = self.ask(op, ref, *args) if op in SCALING else None
+        return result if isinstance(result, Ref) else NotImplemented
+
     def serve(self, message: list) -> None:
         """Perform one request and answer it. The judge performs only calls of functions that the tests handed out."""
         _, op, args, named = message
@@ -177,12 +190,18 @@ class Peer:
             result = self.perform(op, *args, **{key: self.decode(arg) for key, arg in named.items()})
             # As with list.sort, only a call that returns None hands changed arguments back.
             changed = op == "call" and result is None and any(isinstance(arg, (list, dict, set)) for arg in args)
-            self.send("return", self.encode(result), [self.encode(arg) for arg in args] if changed else None)
+            encoded = self.encode(result)
+            self.send("return", encoded, [self.encode(arg) for arg in args] if changed else None, self.printed())
         except BaseException as error:
             if isinstance(error, (EOFError, Expired)):
                 raise
             text = error.args[0] if len(error.args) == 1 and isinstance(error.args[0], str) else str(error)
-            self.send("raise", text[:1000], [type(error).__name__, builtin_base(type(error)), program_line(error)])
+            name = type(error).__name__
+            self.send("raise", text[:1000], [name, builtin_base(type(error)), program_line(error)], self.printed())
+
+    def printed(self) -> str:
+        """What the program has printed since the last answer."""
+        return ""
 
 
 DECODERS: dict[str, Callable] = {
@@ -213,9 +232,9 @@ def candidate(config: dict) -> None:
     """Role: execute the program when asked to, then perform what the tests ask of it."""
     solution = sys.modules["solution"] = types.ModuleType("solution")
 
-    def perform(op: str, *args: Any, **named: Any) -> Any:
+    def perform(op: str, *args: object, **named: object) -> object:
         if op == "load":
-            exec(compile(config["code"], "program.py", "exec"), solution.__dict__)
+            exec(compile(config["code"], "program.py", "exec", dont_inherit=True), solution.__dict__)
             return {name: solution.__dict__[name] for name in args if name in solution.__dict__}
         if op == "call":
             return args[0](*args[1:], **named)
@@ -223,7 +242,16 @@ def candidate(config: dict) -> None:
             return getattr(args[0], f"__{op}__")(*args[1:])
         return (getattr(builtins, op, None) or getattr(operator, op))(*args)
 
+    def printed() -> str:
+        text = output.getvalue()[:PRINTED_LIMIT].decode(errors="replace")
+        output.seek(0)
+        output.truncate()
+        return text
+
+    output = io.BytesIO()
+    sys.stdout = io.TextIOWrapper(output, "utf-8", "replace", write_through=True)
     peer = Peer(config["wire"], perform, callbacks_only=False)
+    peer.printed = printed
     while True:  # until the judge's end closes
         peer.serve(peer.receive())
 

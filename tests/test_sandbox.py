@@ -646,7 +646,7 @@ ATTACKS = {
     "all descriptors": "import os\nfor fd in range(256):\n    try: os.write(fd, b'[2, 2, \"\", true]\\n' * 9)\n"
     "    except OSError: pass\n"
     + WRONG,
-    "early answers": "import os, json\ndef add(*a):\n    m = json.dumps(['return', 3, None]).encode()\n"
+    "early answers": "import os, json\ndef add(*a):\n    m = json.dumps(['return', 3, None, '']).encode()\n"
     "    for fd in range(3, 99):\n"
     "        try: os.write(fd, len(m).to_bytes(4, 'big') + m)\n        except OSError: pass\n    os._exit(0)",
     "frames": "import gc, sys\ndef add(*a):\n    f = sys._getframe()\n    while f:\n"
@@ -704,7 +704,7 @@ def test_only_functions_that_the_tests_hand_out_can_be_called_back() -> None:
     with pytest.raises(KeyError):
         peer.decode(["builtin", "eval"])
     for op, args, answer in (
-        ("call", [["yours", handed[1][0]], "abc"], ["return", 3, None]),
+        ("call", [["yours", handed[1][0]], "abc"], ["return", 3, None, ""]),
         ("getattr", [["yours", 0], "__globals__"], "raise"),
         ("call", [["type", "type"], "X", ["tuple", []], ["dict", []]], "raise"),
         ("eval", ["1"], "raise"),

@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import eval as evaluation
+import sandbox
 import train
 import warmstart
 from cwrpo import UpdateConfig, group_advantages, update
@@ -239,6 +241,34 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, tiny_model: Path)
     assert [row["step"] for row in logs[1]] == [0, 1, 2, 3]
     summary = json.loads((killed / "summary.json").read_text())
     assert summary["trajectories"] == 4 * 3 * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_run_that_waits_for_its_executor_ends_at_once_and_resumes(number: int, tmp_path: Path, tiny_model: Path) -> None:
+    """The executor accepts connections and never answers: the threads that wait for it must not delay the end."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        words = ["--model", tiny_model, "--steps", 1, *SMALL, "--executor-url", url, "--executor-model", "m"]
+        with subprocess.Popen(command(ROOT / "train.py", "--out", tmp_path / "run", *words), stderr=subprocess.PIPE, text=True,
+                              stdout=subprocess.DEVNULL) as process:
+            server.settimeout(120)
+            with server.accept()[0]:
+                began = time.monotonic()
+                process.send_signal(number)
+                message = process.communicate(timeout=60)[1]
+                assert time.monotonic() - began < 5  # 1.5 by intention; machines are busy
+        assert process.returncode == 1
+        assert message.endswith("train.py: interrupted; continue with --resume\n")
+        assert "Traceback" not in message
+    assert RunDir(tmp_path / "run").read_args()["flags"]["steps"] == 1
+
+
+def test_a_sandbox_that_contains_less_than_required_is_a_usage_error(monkeypatch: pytest.MonkeyPatch,
+                                                                     capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    monkeypatch.setattr(sandbox, "_settled", lambda: sandbox._Settled(("plain",), ("udp", "files"), {}))
+    message = fails(capsys, train.main, "--require-sandbox", "files", "--out", tmp_path / "run")
+    assert "--require-sandbox files: sandbox level files is required, but programs can send UDP packets, read files" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_eval_prints_a_table_and_writes_it(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch,
