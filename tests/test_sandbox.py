@@ -272,6 +272,28 @@ os._exit(3)
     assert (result.status, result.stdout) == ("error", "")
 
 
+def test_memory_is_bounded_over_all_processes_too() -> None:
+    if not {"bwrap", "namespaces"} & set(sandbox._layers()):
+        pytest.skip("nobody sees all processes of a job here")
+    code = """
+import os, time
+for _ in range(12):
+    if os.fork() == 0:
+        x = b"x" * (40 << 20)
+        time.sleep(20)
+        os._exit(0)
+time.sleep(20)
+"""
+    assert run_program(code, timeout=15, memory_mb=80).status == "memory"  # 12 * 40 MB > 4 * 80 MB
+    assert run_program(code.replace("12", "4").replace("20)", ".5)"), timeout=15, memory_mb=80).status == "ok"
+
+
+def test_a_program_keeps_its_own_flags_and_can_open_its_stdin() -> None:
+    code = "def f(x: int): pass\nprint(f.__annotations__['x'], open('/dev/stdin').read())"
+    if {"bwrap", "namespaces"} & set(sandbox._layers()):
+        assert run_program(code, stdin="hi").stdout == "<class 'int'> hi\n"
+
+
 def test_the_number_of_processes_is_limited() -> None:
     if not {"bwrap", "namespaces", "uid"} & set(sandbox._layers()):
         pytest.skip("the limit would count the caller's processes")
@@ -616,6 +638,38 @@ def test_stdin_cases_run_the_whole_program_and_count() -> None:
     assert run_tests("print(sum(map(int, input().split())))", cases[:2]).passed
 
 
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        ("def f(): print('hello')", "import io, contextlib\nb = io.StringIO()\nwith contextlib.redirect_stdout(b): f()\n"
+         "assert b.getvalue() == 'hello\\n'"),
+        ("from collections import Counter\ndef f(s): return Counter(s)", "assert f('aab').most_common(1) == [('a', 2)]"),
+        ("import enum\nclass C(enum.Enum):\n    R = 1\ndef f(): return C.R", "assert f() is C.R and f().value == 1"),
+        ("class V:\n    def __init__(self, x): self.x = x\n    def __mul__(self, k): return V(self.x * k)",
+         "assert (V(2) * 3).x == 6"),
+        ("def f(): return b'\\xff'.decode()", "try: f()\nexcept UnicodeDecodeError: good = True\nassert good"),
+        ("def f():\n    for i in range(3): yield i", "assert list(f()) == [0, 1, 2] and next(f()) == 0"),
+    ],
+    ids=["prints", "Counter", "identity", "scaling", "UnicodeDecodeError", "generator"],
+)
+def test_what_honest_programs_return_looks_the_same_on_the_other_side(code: str, tests: str) -> None:
+    result = run_tests(code, tests)
+    assert result.passed, result
+
+
+def test_arrays_cross_as_arrays_but_empty_ones_cannot_equal_everything() -> None:
+    pytest.importorskip("numpy")
+    tests = "import numpy as np\nassert (f(2) == np.array([0, 1])).all() and f(2).shape == (2,)"
+    assert run_tests("import numpy as np\ndef f(n): return np.arange(n)", tests).passed
+    tests = tests.partition(" and ")[0]
+    assert not run_tests("import numpy as np\ndef f(n): return np.empty((0, 2))", tests).passed
+
+
+def test_half_a_surrogate_pair_in_an_error_can_still_be_written() -> None:
+    error = run_tests("def f(): raise ValueError('\\ud800')", "assert f() == 1").error
+    assert "ValueError: ?" in error.encode().decode()
+
+
 # ------------------------------------------------------------------------------------------------ dishonest programs
 
 LIAR = (
@@ -631,6 +685,7 @@ ATTACKS = {
     "raise exit": "def add(*a): raise SystemExit(0)",
     "exit in call": "import os\ndef add(*a): os._exit(0)",
     "liar": LIAR % "object",
+    "scaling liar": "class L:\n    __mul__ = __pow__ = lambda s, o: 3\n    __sub__ = lambda s, o: 0\ndef add(*a): return L()",
     "plain liar": LIAR.replace("    __class__ = property(lambda s: int)\n", "") % "object",
     "int liar": LIAR % "int",
     "list liar": LIAR % "list",
@@ -669,7 +724,7 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS, ids=ATTACKS)
 def test_a_dishonest_program_does_not_pass(attack: str) -> None:
     both = ADD_TESTS + CHECK + UNITTEST + "assert all(map(lambda x: add(1, 2) == 3, [1]))\nassert 3 in [add(1, 2)]\n"
-    both += "assert abs(add(1, 2) - 3) < 1e-6\n"
+    both += "assert abs(add(1, 2) - 3) < 1e-6\nassert add(1, 2) * 1 == 3\n"
     result = run_tests(ATTACKS[attack], both, "add", timeout=4)
     assert not result.passed, result
     assert result.n_total >= 8 or "timeout" in result.error, result
