@@ -16,6 +16,7 @@ import sys
 import time
 import types
 
+LIBC = ctypes.CDLL(None, use_errno=True)
 DEVICES = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
 
 
@@ -28,7 +29,7 @@ def kernel(name: str, *args: int | bytes | None) -> int:
     if sys.platform != "linux":
         return 0
     longs = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    result = getattr(ctypes.CDLL(None, use_errno=True), name)(*longs)
+    result = getattr(LIBC, name)(*longs)
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
