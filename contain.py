@@ -28,8 +28,7 @@ def kernel(name: str, *args: int | bytes | None) -> int:
     """Call libc's `name`; a negative result becomes OSError. Elsewhere than on Linux there is nothing to call."""
     if sys.platform != "linux":
         return 0
-    longs = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    result = getattr(LIBC, name)(*longs)
+    result = getattr(LIBC, name)(*(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args))
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
@@ -382,6 +381,7 @@ def attempt(word, action):
     print(word)
 pid, file, port = {0!r}
 attempt("files", lambda: open("/etc/passwd").close())
+attempt("outside", lambda: os.stat("/etc/passwd"))
 def environment():  # in a pid namespace the same number may be one of ours, with the scrubbed environment
     if "\\0MALLOC_ARENA_MAX=2\\0" in open(f"/proc/{{pid}}/environ").read(): raise OSError
 attempt("environment", environment)
@@ -391,7 +391,8 @@ attempt("tcp", lambda: socket.create_connection(("127.0.0.1", port), 1).close())
 attempt("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9)))
 """
 OPENINGS = {"files": "read files outside", "environment": "read other processes' environment", "signals": "signal processes",
-         "writes": "write files outside", "tcp": "open TCP connections", "udp": "send UDP packets"}
+            "writes": "write files outside", "tcp": "open TCP connections", "udp": "send UDP packets",
+            "outside": "see which files exist, change modes of yours, use unix sockets, fill the disk"}
 LAYERS = {"bwrap": "bubblewrap: a root, pids, network and IPC of its own", "namespaces": "the same by system calls",
           "uid": "root becomes a throw-away uid", "landlock": "files, TCP and signals by allow-list",
           "seccomp": "dangerous system calls and sockets refused", "oom": "the kernel's first choice when memory runs out",

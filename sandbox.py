@@ -52,7 +52,7 @@ _SLOTS = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))
 _PROBE_LOCK = threading.Lock()
 LEVELS = {"limits": "time, memory, output and processes are bounded",
           "files": "besides, files, environment and processes of others are out of reach",
-          "full": "besides, there is no network: nothing that the probe tries is open"}
+          "full": "besides, there is no network and nothing else outside: all that the probe tries is closed"}
 
 
 class SandboxError(RuntimeError):
@@ -203,7 +203,7 @@ class _Settled:
 
     @property
     def level(self) -> str:
-        return "full" if not self.openings else "files" if set(self.openings) <= {"tcp", "udp"} else "limits"
+        return "full" if not self.openings else "files" if set(self.openings) <= {"tcp", "udp", "outside"} else "limits"
 
 
 @functools.cache
