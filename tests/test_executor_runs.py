@@ -130,7 +130,7 @@ def test_a_run_whose_server_dies_stops_with_its_steps_saved_and_goes_on_elsewher
 
     monkeypatch.setattr(RunDir, "append", die_after_two_steps)
     message = fails(capsys, train.main, "--out", out, "--model", tiny_model, "--steps", 3, *SMALL, "--no-baselines",
-                    "--executor-url", server.url)
+                    "--executor-timeout", 2, "--executor-url", server.url)
     assert "continue with --resume" in message
     assert "Connection refused" in message
     assert (out / "latest").read_text() == "checkpoints/step_000002\n"
