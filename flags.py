@@ -101,7 +101,15 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     canvas.add_argument("--operators", metavar="NAMES", help="comma-separated selection; default: the twelve")
     canvas.add_argument("--operator-file", nargs="+", default=[], metavar="FILE", help="plug-ins: see operators.py")
 
-    executor = parser.add_argument_group("executor")
+    _add_executor_flags(parser.add_argument_group("executor"))
+
+    rewards = parser.add_argument_group("reward (paper Eq. 11-14)")
+    rewards.add_argument("--reward-weights", default="0.2,0.2,0.2,0.4", help="checker,format,operators,structure")
+    rewards.add_argument("--no-release", action="store_true", help="ablation: R_ans is always added")
+    rewards.add_argument("--no-diversity", action="store_true", help="ablation: R = R_ans")
+
+
+def _add_executor_flags(executor: argparse._ArgumentGroup) -> None:
     executor.add_argument("--executor-url", nargs="+", metavar="URL",
                           help="OpenAI-compatible server(s); default: the simulated executor, which is no LLM")
     executor.add_argument("--executor-model", help="model name at --executor-url")
@@ -119,11 +127,6 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     executor.add_argument("--require-sandbox", choices=tuple(sandbox.LEVELS), default="limits", metavar="LEVEL",
                           help=f"refuse to run programs at less: {'; '.join(f'{k}: {v}' for k, v in sandbox.LEVELS.items())} "
                                "(default %(default)s); see python sandbox.py --doctor")
-
-    rewards = parser.add_argument_group("reward (paper Eq. 11-14)")
-    rewards.add_argument("--reward-weights", default="0.2,0.2,0.2,0.4", help="checker,format,operators,structure")
-    rewards.add_argument("--no-release", action="store_true", help="ablation: R_ans is always added")
-    rewards.add_argument("--no-diversity", action="store_true", help="ablation: R = R_ans")
 
 
 def _json_object(text: str) -> dict[str, Any]:
