@@ -296,24 +296,24 @@ def test_only_what_the_policy_sampled_is_ever_trained(make: Callable, server: Fa
 
 
 def test_no_thread_and_no_socket_is_left_behind(make: Callable, server: FakeVLLM) -> None:
-    """500 turns with faults and 25 versions of the adapter; then all is as after the first."""
+    """300 turns with faults and 30 versions of the adapter; then all is as after the first."""
     sampler = make()
     rng = random.Random(1)
 
     def steps(n: int) -> tuple[int, int]:
         for step in range(n):
             sampler.load_adapter(version=step)
-            server.faults = [rng.choice([None, None, None, "reset", 503, "truncated", "no ids"]) for _ in range(20)]
-            for future in sampler.submit([ask(key, room=2) for key in range(20)]):
+            server.faults = [rng.choice([None, None, None, "reset", 503, "truncated", "no ids"]) for _ in range(10)]
+            for future in sampler.submit([ask(key, room=1) for key in range(10)]):
                 assert future.exception(30) is None or isinstance(future.exception(), ServerError)
             server.faults = []
         time.sleep(0.1)
         return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
-    first, last = steps(5), steps(25)
-    # at most 20 connections are kept on either side, whatever happened before; a leak would be of hundreds
-    assert last[0] <= first[0] + 20, (first, last)
-    assert last[1] <= first[1] + 40, (first, last)
+    first, last = steps(5), steps(30)
+    # at most 10 connections are kept on either side, whatever happened before; a leak would be of hundreds
+    assert last[0] <= first[0] + 10, (first, last)
+    assert last[1] <= first[1] + 20, (first, last)
     assert len([thread for thread in threading.enumerate() if thread.name == "vllm"]) == 0
 
 
@@ -526,11 +526,11 @@ def test_a_step_goes_on_with_the_survivors_and_stops_where_resume_goes_on(
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["trajectories"] == 12
 
 
-def test_too_few_sound_trajectories_stop_the_run(padded_model: Path) -> None:
+def test_too_few_sound_trajectories_stop_the_run() -> None:
     args = train.parse_args(["--max-dropped", "1", "--min-trajectories", "3"])
-    taus = [Trajectory(None, i, stop_reason="finished" if i < 3 else "policy_error", reward=0.0, error="away") for i in range(8)]
+    taus = [Trajectory(None, i, stop_reason="finished" if i < 3 else "policy_error", error="gone") for i in range(8)]
     assert len(train.require_sound(taus, args)) == 3
-    taus[0].stop_reason = "policy_error"
+    taus[0].stop_reason, taus[0].error = "policy_error", "gone"
     with pytest.raises(train.ExecutorError, match=r"6 of 8 trajectories failed .*--min-trajectories 3"):
         train.require_sound(taus, args)
 
