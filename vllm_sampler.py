@@ -24,11 +24,13 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
 import requests
 import torch
+from urllib3.exceptions import HTTPError
 
 from lora import lora_layers, save_adapter
 from policy import ChatTokenizer, Sample, SampleRequest, request_problem, sampling_logprobs
@@ -119,7 +121,7 @@ def words(answer: requests.Response) -> str:
 
 def reason(error: Exception) -> str:
     """The innermost part of what requests wraps three times: 'Connection refused' and the like."""
-    while (inner := error.__cause__ or error.__context__) is not None:
+    while isinstance(inner := error.__cause__ or error.__context__, OSError | HTTPException | HTTPError):
         error = inner
     return str(error) or type(error).__name__
 
