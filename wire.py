@@ -107,8 +107,8 @@ class Peer:
             return [name, [value.real, value.imag] if kind is complex else [value.start, value.stop, value.step]]
         if kind.__module__ in ("collections", "decimal", "fractions", "datetime") and name in DECODERS:
             return [name, [self.encode(item) for item in value] if name == "deque" else str(value)]
-        if kind.__module__ == "numpy":  # an empty array equals everything that it is broadcast to: it goes as a list
-            array = name == "ndarray" and value.size and value.dtype.kind in "biufc"
+        if kind.__module__ == "numpy":
+            array = name == "ndarray" and value.dtype.kind in "biufc"
             return ["ndarray", [self.encode(value.tolist()), value.dtype.str]] if array else self.encode(value.tolist())
         if isinstance(value, type) and value.__name__ in PLAIN_TYPES and value.__module__ == "builtins":
             return ["type", value.__name__]
