@@ -71,9 +71,9 @@ def test_no_text_of_a_hundred_kilobytes_takes_long(reader: str) -> None:
         for text in (unit * (SIZE // len(unit)), "x" + unit * (SIZE // len(unit)) + "!"):
             began = time.process_time()  # not wall clock: machines are busy
             READERS[reader](text)
-            if (seconds := time.process_time() - began) > 1:
+            if (seconds := time.process_time() - began) > 3:
                 slow[unit] = seconds
-    assert slow == {}
+    assert slow == {}  # quadratic ones take ten and more
 
 
 class Bomb:
