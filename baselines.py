@@ -5,6 +5,8 @@
 * `best_fixed` is what a random editor finds in a given number of episodes when one workflow must serve every task.
 * `best_reachable` searches a family of several hundred workflows for each source, on training tasks, and scores the
   winners on the held-out ones: the best that a policy can do which tells sources apart and nothing else.
+* `direct` is the executor alone, asked once; `self_consistency` the executor alone, asked until it spent as many tokens as
+  the policy's workflow did on that task, then a majority vote: what the same money buys without a workflow.
 
 Standard library only; runs the same canvas, operators, sandbox and graders as training does.
 """
@@ -13,13 +15,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import operators
 from canvas import Canvas, Graph
 from graph import MAX_COUNT
-from rewards import Grade
+from rewards import Grade, answer_key
 from tasks import Task
 
 NewCanvas = Callable[[Task], Canvas]
@@ -166,3 +170,58 @@ def random_editor(tasks: Sequence[Task], new_canvas: NewCanvas, grade: Grader, s
     with ThreadPoolExecutor(4) as pool:
         scores = list(pool.map(play, tasks))
     return sum(scores) / len(scores)
+
+
+# ---- baselines of an evaluation: each returns a canvas, with answer and usage ------------------------------------------------
+
+
+def fixed(text: str, task: Task, new_canvas: NewCanvas) -> Canvas:
+    """One given workflow, run once. Raises GraphError for a text that is none."""
+    canvas = new_canvas(task)
+    canvas.graph = Graph.from_text(text)
+    for node in canvas.graph.nodes():
+        node.operator = canvas._canonical(node.operator)
+    for stage in canvas.graph.stages:
+        canvas._check_roles(stage.kind, [node.operator for node in stage.nodes])
+    canvas.run_graph()
+    return canvas
+
+
+def random_workflow(task: Task, new_canvas: NewCanvas, seed: str) -> Canvas:
+    """The workflow that a random legal editor ends with, run once."""
+    return fixed(random_graph(new_canvas(task), random.Random(seed)).to_text() or "Custom", task, new_canvas)
+
+
+def direct(task: Task, new_canvas: NewCanvas, attempt: int = 0) -> Canvas:
+    """The executor alone: one call, whose reply is the answer. A further attempt says so in its prompt, so that an executor
+    at temperature 0 does not give the same reply again."""
+    canvas = new_canvas(task)
+    op = operators.REGISTRY["CustomCodeGenerate" if task.kind == "code" else "AnswerGenerate"]
+    canvas.library = {op.name: op}  # whatever library the policy is given
+    canvas.graph = Graph.from_text(op.name)
+    canvas.graph.nodes()[0].prompt = f"{op.prompt}\nThis is independent attempt {attempt + 1}." if attempt else None
+    canvas.run_graph()
+    return canvas
+
+
+MAX_ATTEMPTS = 64
+
+
+def self_consistency(task: Task, new_canvas: NewCanvas, token_budget: float) -> Canvas:
+    """The executor alone, asked again as long as one more call of average size fits into the budget (once at least), then a
+    vote over equal results; the first of the commonest wins. Programs that fail the public tests have no vote."""
+    spent, answers, total = 0, [], new_canvas(task)
+    for attempt in range(MAX_ATTEMPTS):
+        canvas = direct(task, new_canvas, attempt)
+        total.usage.add(canvas.usage)
+        spent += canvas.usage.prompt_tokens + canvas.usage.completion_tokens
+        answers += [canvas.answer] if canvas.answer else []
+        if spent == 0 or spent + spent / (attempt + 1) > token_budget:  # no tokens: every reply came from a cache
+            break
+    if task.public_tests:
+        passing = [a for a in answers if operators.run_tests(a, task.public_tests, task.entry_point).passed]
+        answers = passing or answers
+    keys = [answer_key(task, answer) for answer in answers]
+    if keys:
+        total._final_answer = answers[keys.index(Counter(keys).most_common(1)[0][0])]
+    return total

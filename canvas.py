@@ -9,27 +9,25 @@ feedback. Decisions that matter:
 * Failures of an operator are feedback. Failures of the infrastructure (executor or sandbox out of order) are not: the
   episode ends as `executor_error` and its trajectory is never trained on.
 
-Play the Flow-Director yourself:  python canvas.py --source toy_math
+Play the Flow-Director yourself, or run a saved workflow (play.py):  python canvas.py [run FILE --question ...]
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import operators
-from backends import Backend, ExecutorError, Request, SimulatedBackend, Usage
+from backends import Backend, ExecutorError, Request, Usage
 from edits import FORMS, Edit, InvalidEdit, parse_edit, strip_tags
 from graph import Graph, GraphError, Node, Stage
 from operators import Context, Operator, Result
 from sandbox import SandboxError
-from tasks import Task, toy_tasks
+from tasks import Task
 
 __all__ = ["Canvas", "CanvasConfig", "Edit", "Feedback", "Graph", "InvalidEdit", "parse_edit"]
 FINISH_RULES = ("operators", "checker", "structure", "test")
@@ -363,36 +361,10 @@ gives it an instruction of your own; a conditional runs <true> when its checker 
 {forms}"""
 
 
-# ---- play it by hand ------------------------------------------------------------------------------------------------
-
-
 def main() -> None:
-    from rewards import RewardConfig, grade, reward  # rewards stands above the canvas; only this player looks up
+    import play  # late: it stands above this file
 
-    parser = argparse.ArgumentParser(description="Play the Flow-Director: type edits, read the canvas's feedback.")
-    parser.add_argument("--source", default="toy_math", help="toy_math, toy_qa or toy_code (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which task, and the simulated executor's seed")
-    parser.add_argument("--max-turns", type=int, default=20, help="turns before the episode ends (default %(default)s)")
-    parser.add_argument("--prompt-mode", choices=("inline", "ask"), default="inline", help="ask: a prompt per new node")
-    args = parser.parse_args()
-    try:
-        task = toy_tasks(args.source, 1, args.seed)[0]
-    except ValueError as error:
-        sys.exit(f"canvas.py: {error}")
-    config = CanvasConfig(max_turns=args.max_turns, prompt_mode=args.prompt_mode)
-    canvas = Canvas(task, operators.library(), SimulatedBackend(args.seed), config)
-    system, user = canvas.prompt()
-    print(f"{system}\n\n{'-' * 80}\nTask: {user}\n{'-' * 80}\nOne edit a line; Ctrl-D gives up. The executor is simulated.")
-    while not canvas.done:
-        try:
-            feedback = canvas.step(input(f"\n[turn {canvas.turn + 1}] > "))
-        except (EOFError, KeyboardInterrupt):
-            print("\nGiven up.")
-            break
-        print(feedback.text or feedback.error)
-    parts = reward(canvas, grade(task, canvas.answer), RewardConfig())
-    print(f"\nAnswer: {canvas.answer!r}   gold: {task.answers[0]!r}")
-    print("Reward: " + ", ".join(f"{name} {value:g}" for name, value in asdict(parts).items()))
+    play.main()
 
 
 if __name__ == "__main__":

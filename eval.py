@@ -1,11 +1,13 @@
-"""Evaluate a Flow-Director on held-out tasks: a table per source, with confidence intervals.
+"""Evaluate a Flow-Director: a table per source, kind and group, against baselines, with intervals and paired tests.
 
     python eval.py --adapter runs/default                        the run's own held-out tasks and flags
     python eval.py --adapter runs/default --data my_tasks.jsonl  other tasks, all of them
-    python eval.py --data my_tasks.jsonl                         the policy before training
+    python eval.py --adapter runs/default --baseline direct self-consistency random untrained "fixed:Plan -> Custom -> Format"
+    python eval.py --adapter runs/default --ask "What is 17 * 23?" --save-workflow w.json
+    python eval.py --compare a/eval.json b/eval.json
 
-Failures (executor, policy or grader out of order) count as score 0 in the table and are shown apart. The 95% intervals
-are bootstrapped over tasks, with the runs of one task averaged first, because they are not independent.
+stats.py says how the numbers are made. Every episode is written to OUT/trajectories.jsonl when it ends; with --resume an
+evaluation goes on where it was stopped. Seeds depend on (seed, task, run), so that all methods meet the same chances.
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+import baselines
+import play
+import stats
 from backends import ExecutorError
+from canvas import Canvas
+from convert import overlap
 from flags import (
     PRESETS,
     Sampler,
@@ -35,91 +42,134 @@ from flags import (
     make_sampler,
     preset_defaults,
 )
+from graph import GraphError
 from lora import add_lora, load_adapter, read_adapter
-from metrics import commonest_workflows, trajectory_record
+from metrics import evaluation_record
 from policy import ChatTokenizer
 from rollout import Job, RolloutConfig, Trajectory, rollout, turn_seed
 from rundir import RunDir, end_on_signals
-from tasks import Task, read_tasks
+from sandbox import SandboxError
+from tasks import Task, TaskError, read_tasks
 from vllm_sampler import ServerError
 
 AT_ONCE = 64  # episodes played together
-RESAMPLES = 2000
+BASELINES = ("direct", "self-consistency", "random", "untrained")
+MAY_CHANGE = {"out", "resume", "baseline", "runs", "limit", "workers", "data_given", "executor_cache", "replay"}  # on resume
 
 
 def rollout_config(args: argparse.Namespace, world: World) -> RolloutConfig:
     return RolloutConfig(max_context=args.max_context, max_new_tokens=args.max_new_tokens,
-                         lockstep=world.backend.lockstep and not args.policy_url)
+                         lockstep=world.backend.lockstep and not args.policy_url,
+                         workers=getattr(args, "workers", RolloutConfig.workers))
+
+
+def job_seed(seed: int, task: Task, run: int) -> int:
+    return turn_seed(random.Random(f"{seed}/eval/{task.id}/{run}").getrandbits(60), 0)
 
 
 def evaluate(tasks: Sequence[Task], sampler: Sampler, tokenizer: ChatTokenizer, world: World,
              config: RolloutConfig, seed: int, runs: int = 1, label: str = "") -> list[Trajectory]:
-    """Play every task `runs` times. Seeds depend on (seed, task, run), so that policies meet the same chances."""
-    jobs = [Job(task, run, turn_seed(random.Random(f"{seed}/eval/{task.id}/{run}").getrandbits(60), 0))
-            for task in tasks for run in range(runs)]
-    taus: list[Trajectory] = []
-    with tqdm(total=len(jobs), desc=label or "evaluating", unit="tau", disable=None, leave=False) as bar:
-        for start in range(0, len(jobs), AT_ONCE):
-            taus += rollout(jobs[start:start + AT_ONCE], sampler, tokenizer, world.new_canvas, world.score, config)
-            bar.update(len(taus) - bar.n)
-    return taus
+    """Play every task `runs` times."""
+    pairs = [(task, run) for task in tasks for run in range(runs)]
+    return [tau for taus in play_pairs(pairs, sampler, tokenizer, world, config, seed, label or "evaluating") for tau in taus]
+
+
+def play_pairs(pairs: Sequence[tuple[Task, int]], sampler: Sampler, tokenizer: ChatTokenizer, world: World,
+               config: RolloutConfig, seed: int, label: str) -> Iterator[list[Trajectory]]:
+    """Play (task, run) pairs; yield the trajectories of AT_ONCE of them at a time."""
+    with tqdm(total=len(pairs), desc=label, unit="tau", disable=None, leave=False) as bar:
+        for start in range(0, len(pairs), AT_ONCE):
+            jobs = [Job(task, run, job_seed(seed, task, run)) for task, run in pairs[start:start + AT_ONCE]]
+            yield rollout(jobs, sampler, tokenizer, world.new_canvas, world.score, config)
+            bar.update(len(jobs))
 
 
 def score_of(tau: Trajectory) -> float:
     return 0.0 if tau.dropped else tau.grade.score
 
 
-def interval(taus: Sequence[Trajectory], seed: int = 0) -> tuple[float, float, float]:
-    """(mean score, low, high): 95% bootstrap over tasks."""
-    by_task: dict[str, list[float]] = {}
-    for tau in taus:
-        by_task.setdefault(tau.task.id, []).append(score_of(tau))
-    means = np.array([fmean(scores) for scores in by_task.values()])
-    rng = np.random.default_rng(seed)
-    resampled = means[rng.integers(0, len(means), (RESAMPLES, len(means)))].mean(1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(means.mean()), float(low), float(high)
-
-
 def summarise(taus: Sequence[Trajectory]) -> list[dict[str, Any]]:
     """A row per source and one for all."""
-    sources = sorted({tau.task.source for tau in taus})
-    rows = []
-    for name in [*sources, "all"] if len(sources) > 1 else sources:
-        mine = [tau for tau in taus if name in ("all", tau.task.source)]
-        scored = [tau for tau in mine if not tau.dropped]
-        score, low, high = interval(mine)
-        exact = [tau.grade.em if tau.grade.passed is None else float(tau.grade.passed) for tau in scored]
-        rows.append({
-            "source": name, "tasks": len({tau.task.id for tau in mine}), "score": score, "low": low, "high": high,
-            "exact": sum(exact) / len(mine), "feasible_rate": sum(tau.parts.diversity == 1 for tau in scored) / len(mine),
-            "turns": fmean(len(tau.turns) for tau in mine),
-            "operators": fmean(len(tau.canvas.graph.operators()) for tau in mine),
-            "executor_calls": fmean(tau.canvas.usage.calls for tau in mine), "failed": len(mine) - len(scored)})
-    return rows
+    records = [evaluation_record(tau) for tau in taus]
+    sources = sorted({record["source"] for record in records})
+    found = [stats.row(name, [r for r in records if r["source"] == name]) for name in sources]
+    return found + ([stats.row("all", records)] if len(sources) > 1 else [])
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, aligned for the terminal. score: F1 for questions, accuracy for math and choice, pass@1 for code."""
-    head = ("source", "tasks", "score", "95% interval", "EM/pass", "R_div = 1", "turns", "operators", "calls", "failed")
-    cells = [head, *((r["source"], str(r["tasks"]), f"{r['score']:.3f}", f"{r['low']:.3f}-{r['high']:.3f}",
-                      f"{r['exact']:.3f}", f"{r['feasible_rate']:.2f}", f"{r['turns']:.1f}", f"{r['operators']:.1f}",
-                      f"{r['executor_calls']:.1f}", str(r["failed"])) for r in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+table = stats.table
+
+
+# ---- baselines ----------------------------------------------------------------------------------------------------
+
+
+def answer_of(task: Task, run: int, make: Callable[[], Canvas], world: World) -> Trajectory:
+    """A baseline's canvas as a trajectory without turns, graded like the policy's."""
+    tau, started = Trajectory(task, run, canvas=world.new_canvas(task)), time.monotonic()
+    try:
+        tau.canvas, tau.stop_reason = make(), "finished"
+    except (ExecutorError, SandboxError) as error:
+        tau.stop_reason, tau.error = "executor_error", str(error)
+    tau.seconds["executor"] = time.monotonic() - started
+    if not tau.dropped:
+        world.score(tau)
+    return tau
+
+
+def run_baseline(name: str, pairs: Sequence[tuple[Task, int]], world: World, budgets: dict[str, float], seed: int,
+                 workers: int) -> Iterator[Trajectory]:
+    def one(pair: tuple[Task, int]) -> Trajectory:
+        task, run = pair
+        makers = {"direct": lambda: baselines.direct(task, world.new_canvas, run),
+                  "random": lambda: baselines.random_workflow(task, world.new_canvas, f"{seed}/random/{task.id}/{run}"),
+                  "self-consistency": lambda: baselines.self_consistency(task, world.new_canvas, budgets[task.id])}
+        fixed = lambda: baselines.fixed(name.partition(":")[2], task, world.new_canvas)  # noqa: E731
+        return answer_of(task, run, makers.get(name, fixed), world)
+
+    with ThreadPoolExecutor(workers) as pool:
+        yield from tqdm(pool.map(one, pairs), total=len(pairs), desc=name[:30], disable=None, leave=False)
+
+
+def check_baselines(names: Sequence[str], world: World, tasks: Sequence[Task], policy_url: str | None) -> None:
+    """Refuse what is no baseline before anything is played."""
+    if "untrained" in names and policy_url:
+        raise UsageError("--baseline untrained needs the policy in this process, without --policy-url")
+    for name in names:
+        if name in BASELINES:
+            continue
+        if not name.startswith("fixed:"):
+            raise UsageError(f'--baseline {name!r}: known are {", ".join(BASELINES)} and "fixed:WORKFLOW"')
+        canvas = world.new_canvas(tasks[0])
+        canvas.run_graph = lambda: None  # type: ignore[method-assign]
+        try:
+            baselines.fixed(name.partition(":")[2], tasks[0], lambda task, canvas=canvas: canvas)
+        except GraphError as error:
+            raise UsageError(f"--baseline {name!r}: {error}") from None
+
+
+# ---- the program --------------------------------------------------------------------------------------------------
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shared_flags(parser)
-    evaluation = parser.add_argument_group("evaluation")
-    evaluation.add_argument("--adapter", type=Path, metavar="RUN", help="run directory or PEFT adapter; none: untrained")
-    evaluation.add_argument("--runs", type=int, default=1, help="episodes a task (default %(default)s)")
-    evaluation.add_argument("--limit", type=int, help="tasks per source, at most")
-    evaluation.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="defaults without a run directory")
-    evaluation.add_argument("--out", type=Path, metavar="DIR", help="write eval.json, eval.md and trajectories.jsonl there")
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--adapter", type=Path, metavar="RUN", help="run directory or PEFT adapter; none: untrained")
+    group.add_argument("--runs", type=int, default=1, help="episodes a task (default %(default)s)")
+    group.add_argument("--limit", type=int, help="tasks per source, at most")
+    group.add_argument("--workers", type=int, default=32, help="canvases and gradings at a time (default %(default)s)")
+    group.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="defaults without a run directory")
+    group.add_argument("--out", type=Path, metavar="DIR", help="write eval.json, eval.md and trajectories.jsonl there")
+    group.add_argument("--resume", action="store_true", help="go on with the evaluation in --out")
+    group.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
+                       help='direct: the executor alone; self-consistency: the executor alone at as many tokens; random: a '
+                            'random editor; untrained: the policy without adapter; "fixed:Plan -> ...": this workflow')
+    group.add_argument("--train-data", nargs="+", metavar="FILE", help="what the policy was trained on; default: the run's")
+    group.add_argument("--policy-prices", nargs=2, type=float, metavar=("IN", "OUT"),
+                       help="dollars per million tokens read and written; default: unknown")
+    group.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two eval.json, and nothing else")
+    group.add_argument("--ask", metavar="QUESTION", help="design a workflow for one question, show how, print the answer")
+    group.add_argument("--kind", choices=("math", "choice", "qa", "code"), default="qa", help="of --ask (default %(default)s)")
+    group.add_argument("--save-workflow", type=Path, metavar="FILE", help="of --ask; run it with python canvas.py run FILE")
     known = {action.dest for action in parser._actions}
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what decides the defaults of the rest
     ahead.add_argument("--adapter", type=Path)
@@ -128,7 +178,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     defaults = dict(preset_defaults(arguments))
     if first.adapter and (first.adapter / "args.json").exists():
         defaults |= RunDir(first.adapter).read_args()["flags"]
-        for name in ("preset", "out"):
+        for name in ("preset", "out", "resume"):
             defaults.pop(name, None)
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
     args = parser.parse_args(arguments)
@@ -146,41 +196,165 @@ def adapter_directory(path: Path) -> Path:
     return newest
 
 
-def run(args: argparse.Namespace) -> None:
-    check_shared_flags(args)
-    if args.out and args.out.exists():
-        raise UsageError(f"--out {args.out} exists; choose another")
-    if args.data_given:  # named files are evaluated whole; a run's own tasks are its held-out ones
-        tasks = read_tasks(args.data)
-    else:
-        tasks = load_tasks(args)[1]
-    if args.limit:
-        tasks = [t for i, t in enumerate(tasks) if sum(o.source == t.source for o in tasks[:i]) < args.limit]
-    world = World(args)
+def training_tasks(args: argparse.Namespace) -> list[Task] | None:
+    """The tasks that the policy was trained on; None where nobody says."""
+    if args.train_data:
+        return read_tasks(args.train_data)
+    if not args.adapter or not (args.adapter / "args.json").exists():
+        return None
+    flags = RunDir(args.adapter).read_args()["flags"]
+    try:
+        return load_tasks(argparse.Namespace(**{**vars(args), **flags}))[0]
+    except TaskError as error:
+        print(f"the training tasks cannot be read: {error}", file=sys.stderr)
+        return None
+
+
+def contamination(train: Sequence[Task] | None, tasks: Sequence[Task]) -> str:
+    if train is None:
+        return "contamination: unknown, name the training tasks with --train-data"
+    found = overlap(list(train), list(tasks))
+    named = ", ".join(f"{source} {n} of {of}" for source, (n, of) in found.items() if n)
+    return (f"contamination: {sum(n for n, _ in found.values())} of {len(tasks)} evaluated tasks stand in the training tasks"
+            + (f" ({named})" if named else ""))
+
+
+def choose_tasks(args: argparse.Namespace) -> list[Task]:
+    """Named files are evaluated whole; a run's own tasks are its held-out ones."""
+    tasks = read_tasks(args.data) if args.data_given else load_tasks(args)[1]
+    taken: dict[str, int] = {}
+    for task in tasks:
+        taken[task.id] = sum(other.source == task.source for other in tasks[:len(taken)])
+    return [task for task in tasks if args.limit is None or taken[task.id] < args.limit]
+
+
+def open_out(args: argparse.Namespace) -> tuple[RunDir | None, list[dict[str, Any]]]:
+    """(the directory of the evaluation, what was played in it already)."""
+    flags = {name: str(value) for name, value in vars(args).items()}
+    if not args.out:
+        if args.resume:
+            raise UsageError("--resume needs --out DIR, the evaluation to go on with")
+        return None, []
+    out = RunDir(args.out)
+    if not args.out.exists():
+        args.out.mkdir(parents=True)
+        out.write_json("args.json", {"flags": flags})
+        return out, []
+    if not args.resume:
+        raise UsageError(f"--out {args.out} exists; go on with it by --resume, or choose another")
+    before = out.read_args()["flags"]
+    changed = [name for name in flags if name not in MAY_CHANGE and flags[name] != before.get(name, flags[name])]
+    if changed:
+        raise UsageError(f"--resume with other flags than before: {', '.join(sorted(changed))}")
+    records = out.read("trajectories.jsonl")
+    temporary = args.out / "trajectories.jsonl.tmp"  # without a line that a killed run left half written
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    temporary.replace(args.out / "trajectories.jsonl")
+    return out, records
+
+
+def evaluate_all(args: argparse.Namespace, tasks: Sequence[Task], world: World, out: RunDir | None,
+                 records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Play what is not in `records` yet: the policy, then the baselines. Returns all records of these tasks and methods."""
+    done = {(r["method"], r["task_id"], r["run"]) for r in records}
+
+    def missing(method: str) -> list[tuple[Task, int]]:
+        return [(t, run) for t in tasks for run in range(args.runs) if (method, t.id, run) not in done]
+
+    def keep(method: str, taus: Sequence[Trajectory]) -> None:
+        new = [evaluation_record(tau, method, args.policy_prices) for tau in taus]
+        records.extend(new)
+        if out:
+            with (out.path / "trajectories.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in new)
+
     model, tokenizer = load_policy(args)
+    for method in ["untrained"] * ("untrained" in args.baseline) + ["policy"]:
+        if method == "policy":
+            add_adapter(args, model)
+        model.eval()
+        sampler = make_sampler(args, model, tokenizer)
+        try:
+            sampler.load_adapter(version=0)
+            for taus in play_pairs(missing(method), sampler, tokenizer, world, rollout_config(args, world), args.seed, method):
+                keep(method, taus)
+        finally:
+            sampler.close()
+    spent = stats.by_task([r for r in records if r["method"] == "policy"],
+                          lambda r: r["usage"]["prompt_tokens"] + r["usage"]["completion_tokens"])
+    for name in args.baseline:
+        if name != "untrained":
+            for tau in run_baseline(name, missing(name), world, spent, args.seed, args.workers):
+                keep(name, [tau])
+    ids, methods = {task.id for task in tasks}, {"policy", *args.baseline}
+    return [r for r in records if r["task_id"] in ids and r["method"] in methods and r["run"] < args.runs]
+
+
+def add_adapter(args: argparse.Namespace, model: Any) -> None:
     if args.adapter:
         directory = adapter_directory(args.adapter)
         config, _ = read_adapter(directory)
         add_lora(model, config["r"], config["lora_alpha"], 0.0, config["target_modules"])
         load_adapter(model, directory)
-    model.eval()
+
+
+class ShownCanvas(Canvas):
+    """A canvas that prints every turn."""
+
+    def step(self, text: str) -> Any:
+        feedback = super().step(text)
+        print(f"\n[turn {self.turn}] {' '.join(text.split())}\n{feedback.text or feedback.error}", flush=True)
+        return feedback
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Design a workflow for one question; show every turn; print the answer."""
+    task, world = play.question(args.ask, args.kind), World(args)
+    world.new_canvas = lambda task: ShownCanvas(task, world.library, world.backend, world.config)
+    model, tokenizer = load_policy(args)
+    add_adapter(args, model.eval())
     sampler = make_sampler(args, model, tokenizer)
     try:
         sampler.load_adapter(version=0)
-        taus = evaluate(tasks, sampler, tokenizer, world, rollout_config(args, world), args.seed, args.runs)
+        (tau,) = evaluate([task], sampler, tokenizer, world, rollout_config(args, world), args.seed)
     finally:
         sampler.close()
-    rows = summarise(taus)
+    if tau.error:
+        raise UsageError(f"{tau.stop_reason}: {tau.error}")
+    print(f"\nworkflow: {tau.canvas.graph.to_text() or '(empty)'}   ({tau.stop_reason})\nanswer: {tau.canvas.answer}")
+    if "simulated" in world.backend.name:
+        print(play.SIMULATED_NOTE)
+    if args.save_workflow:
+        play.save_workflow(args.save_workflow, tau.canvas)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.compare:
+        return print(stats.compare_files(args.compare))
+    check_shared_flags(args)
+    if args.save_workflow and not args.ask:
+        raise UsageError("--save-workflow needs --ask, the question that a workflow is designed for")
+    if args.ask is not None:
+        return ask(args)
+    if args.runs < 1 or args.workers < 1 or (args.limit is not None and args.limit < 1):
+        raise UsageError("--runs, --workers and --limit must be at least 1")
+    tasks, world = choose_tasks(args), World(args)
+    check_baselines(args.baseline, world, tasks, args.policy_url)
+    train = training_tasks(args)
+    iid = sorted({task.source for task in train}) if train else stats.IN_DISTRIBUTION
+    out, records = open_out(args)
+    records = evaluate_all(args, tasks, world, out, records)
+    found = stats.results(records, ["policy", *args.baseline], iid)
     executor = world.backend.name + (" (a simulation, no LLM)" if "simulated" in world.backend.name else "")
-    print(f"policy {args.model}, adapter {args.adapter or 'none'}; executor {executor}\n\n{table(rows)}")
-    for kind, text in commonest_workflows(taus).items():
+    notes = [f"policy {args.model}, adapter {args.adapter or 'none'}; executor {executor}; {args.runs} runs a task",
+             contamination(train, tasks)]
+    shown = stats.as_markdown(found, notes)
+    print(shown)
+    for kind, text in stats.commonest_texts(records).items():
         print(f"commonest workflow for {kind}: {text or '(empty)'}")
-    if args.out:
-        args.out.mkdir(parents=True)
-        out = RunDir(args.out)
-        out.write_json("eval.json", {"rows": rows, "flags": {k: str(v) for k, v in vars(args).items()}})
-        (args.out / "eval.md").write_text(table(rows) + "\n", encoding="utf-8")
-        out.append("trajectories.jsonl", *(trajectory_record(tau, 0) for tau in taus))
+    if out:
+        out.write_json("eval.json", {**found, "notes": notes, "flags": {k: str(v) for k, v in vars(args).items()}})
+        (args.out / "eval.md").write_text(shown + "\n", encoding="utf-8")
 
 
 INTERRUPTED = "eval.py: interrupted"

@@ -112,3 +112,18 @@ def trajectory_record(tau: Any, step: int) -> dict[str, Any]:
                    "workflow": turn.info.get("workflow", ""), "executed": turn.info.get("executed", []),
                    "failed": turn.info.get("failed", []), "n_sampled": turn.n_sampled} for turn in tau.turns],
     }
+
+
+def evaluation_record(tau: Any, method: str = "policy", policy_price: Sequence[float] | None = None) -> dict[str, Any]:
+    """A line of an evaluation's trajectories.jsonl: what stats.py reads. Dollars are unknown if a part of them is."""
+    names, usage = tau.canvas.graph.operators(), tau.canvas.usage
+    read = sum(i for i in range(1, len(tau.mask)) if tau.mask[i] and not tau.mask[i - 1])  # what precedes each turn
+    dollars = usage.dollars if usage.calls or usage.cached else 0.0
+    if any(tau.mask):
+        policy = (read * policy_price[0] + sum(tau.mask) * policy_price[1]) / 1e6 if policy_price else None
+        dollars = None if dollars is None or policy is None else dollars + policy
+    grade = tau.grade
+    scores = {"score": grade.score, "em": grade.em, "f1": grade.f1} if grade else {"score": 0.0, "em": 0.0, "f1": 0.0}
+    return {**trajectory_record(tau, 0), "method": method, "run": tau.index, **scores, "operators": len(names),
+            "operator_types": len(set(names)), "policy_tokens_read": read, "seconds": sum(tau.seconds.values()),
+            "dollars": dollars, "grader_error": grade.error if grade else ""}

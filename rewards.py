@@ -98,6 +98,16 @@ def grade_choice(task: Task, answer: str) -> Grade:
     return _all_or_nothing(letter in golds if letter else _plain_words(answer) in golds)
 
 
+def answer_key(task: Task, answer: str) -> str:
+    """What two answers with the same result have in common, as far as it can be told cheaply: for votes, not for grades."""
+    if task.kind == "math":
+        values = mathgrade.number(mathgrade.math_answer(answer))
+        return str(max(values)) if values else "".join(mathgrade.math_answer(answer).split())
+    if task.kind == "choice":
+        return choice_letter(answer) or _plain_words(answer)
+    return squad_normalise(answer) if task.kind == "qa" else program(task, answer).strip()
+
+
 # -------------------------------------------------------------------------------------------------- question answering
 # Normalised texts, without articles, that say that there is no answer and nothing else.
 _SUBJECT = r"(?:(?:this |given |provided )?(?:context|text|passage|paragraph|article|question|answer|it|information) )?"

@@ -271,25 +271,6 @@ def test_a_sandbox_that_contains_less_than_required_is_a_usage_error(monkeypatch
     assert not (tmp_path / "run").exists()
 
 
-def test_eval_prints_a_table_and_writes_it(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--model", str(tiny_model), "--eval-tasks", "2", "--out",
-                                      str(tmp_path / "e"), "--max-turns", "3", "--max-context", "1200"])
-    evaluation.main()
-    shown = capsys.readouterr().out
-    assert "toy_code" in shown
-    assert "a simulation, no LLM" in shown
-    assert len(json.loads((tmp_path / "e/eval.json").read_text())["rows"]) == 4
-
-
-def test_the_interval_averages_runs_of_a_task_before_it_resamples_tasks() -> None:
-    """Two tasks, one always right and one always wrong: the mean is 0.5, and resampled means are 0, 0.5 or 1."""
-    def tau(task: str, score: float) -> Trajectory:
-        return Trajectory(SimpleNamespace(id=task), 0, stop_reason="finished", grade=SimpleNamespace(score=score, error=""))
-
-    assert evaluation.interval([tau("a", 1.0)] * 50 + [tau("b", 0.0)] * 2) == (0.5, 0.0, 1.0)
-
-
 # ---- learning ---------------------------------------------------------------------------------------------------------
 
 
