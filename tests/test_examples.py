@@ -46,16 +46,20 @@ CODE = "def half(xs):\n    total = sum(xs)\n    return total / len(xs)"
 
 
 def test_the_debugger_names_the_line_and_its_variables() -> None:
-    result = run("Debugger", "debugger.py", kind="code", tests="assert half([2]) == 2\nassert half([]) == 0", entry="half", code=CODE)
+    tests = "assert half([2]) == 2\nassert half([]) == 0"
+    result = run("Debugger", "debugger.py", kind="code", tests=tests, entry="half", code=CODE)
     assert result.passed is False
     assert result.writes["feedback"] == ("line 3: return total / len(xs)\nZeroDivisionError: division by zero\n"
                                          "variables: {'xs': '[]', 'total': '0'}")
 
 
+HALVE = "print(int(input()) // 2)"
+
+
 @pytest.mark.parametrize(("tests", "entry", "code", "passed"), [
     ("assert half([2]) == 2", "half", CODE, True), ([{"input": [[2]], "output": 2}], "half", CODE, True),
-    ([{"input": [[2]], "output": 3}], "half", CODE, False), ([{"input": "4", "output": "2"}], None, "print(int(input()) // 2)", True),
-    ([{"input": "4", "output": "3"}], None, "print(int(input()) // 2)", False), ("", None, "print(1)", True), ("", None, "1 / 0", False),
+    ([{"input": [[2]], "output": 3}], "half", CODE, False), ([{"input": "4", "output": "2"}], None, HALVE, True),
+    ([{"input": "4", "output": "3"}], None, HALVE, False), ("", None, "print(1)", True), ("", None, "1 / 0", False),
 ])
 def test_the_debugger_knows_each_kind_of_test(tests: str | list, entry: str | None, code: str, passed: bool) -> None:
     assert run("Debugger", "debugger.py", kind="code", tests=tests, entry=entry, code=code).passed is passed
