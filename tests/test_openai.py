@@ -320,25 +320,26 @@ def test_a_dead_url_that_comes_back_is_used_again(serve: Serve, waits: list[floa
 
 
 def test_a_url_that_failed_is_tried_by_one_call_before_others_follow(serve: Serve, waits: list[float]) -> None:
-    probe = threading.Event()
+    answer_now = threading.Event()
 
     def held(connection: socket.socket, call: Any) -> bool:
-        probe.wait(20)
+        answer_now.wait(20)
         return reply()(connection, call)
 
-    first, second = serve(status(503), held), serve(reply())
+    first, second = serve(status(503), held), serve(reply(), held)
     backend = OpenAIBackend([first.url, second.url], "m")
     backend.complete(ASK)
     waits.append(3.0)
-    prober = threading.Thread(target=backend.complete, args=(ASK,))
-    prober.start()
-    while len(first.calls) < 2:
+    threads = [threading.Thread(target=backend.complete, args=(ASK,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(first.calls) + len(second.calls) < 2 + 6 and time.monotonic() < deadline:
         time.sleep(0.01)
-    for _ in range(5):
-        backend.complete(ASK)
-    assert (len(first.calls), len(second.calls)) == (2, 1 + 5)
-    probe.set()
-    prober.join(20)
+    assert (len(first.calls), len(second.calls)) == (1 + 1, 1 + 5)  # by load alone it would be 1 + 3 and 1 + 3
+    answer_now.set()
+    for thread in threads:
+        thread.join(20)
 
 
 def test_several_urls_are_used_least_in_flight(serve: Serve) -> None:
