@@ -197,7 +197,8 @@ def test_the_sign_of_the_reward_tells_a_feasible_workflow_from_any_other(
 raw = st.binary(max_size=200) | st.lists(st.sampled_from(
     [b"<action>", b"</action>", b"add", b"<operator>", b"</operator>", b"<prompt>", b"\xff", b"\xed\xa0\x80", b"\x00",
      b"<think>", b"</think>", b"finish", b"<target>n1</target>", "１".encode(), b"<count>", b"</count>", b"9" * 30]),
-    max_size=30).map(b"".join)
+    max_size=30).map(b"".join) | (st.binary(max_size=4) | st.sampled_from(["²".encode(), "１".encode(), b"9" * 5000])).map(
+        lambda count: b"<action>add</action><structure>loop</structure><operators>Plan</operators><count>" + count + b"</count>")
 
 
 @given(raw, st.sampled_from(["latin-1", "utf-8", "utf-16-le"]))
