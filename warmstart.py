@@ -50,7 +50,7 @@ BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many 
 PEAK_LR = 4e-3
 READING = 0.5  # weight of predicting the task and the feedback: what a policy cannot read it cannot learn to use
 # A canvas for a policy that is too small to read descriptions: names only, short feedback, short episodes.
-CANVAS = CanvasConfig(max_turns=6, feedback_chars=200, problem_chars=600, brief=True)
+CANVAS = CanvasConfig(max_turns=8, feedback_chars=200, problem_chars=600, brief=True)
 
 
 def tiny_config(vocab: int) -> Qwen3Config:

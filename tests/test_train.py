@@ -91,7 +91,7 @@ def test_warm_up_starts_above_zero_and_the_schedule_ends_at_a_tenth() -> None:
 
 
 @pytest.mark.parametrize("program", [train, evaluation])
-@pytest.mark.parametrize(("words", "shown"), [(["--help"], "0.9"), (["--preset", "paper", "--help"], "0.6")])
+@pytest.mark.parametrize(("words", "shown"), [(["--help"], "0.8"), (["--preset", "paper", "--help"], "0.6")])
 def test_help_shows_the_defaults_of_the_preset(program: object, words: list[str], shown: str,
                                                capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
