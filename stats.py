@@ -104,12 +104,13 @@ def _mean(records: Sequence[Record], value: Callable[[Record], float | None]) ->
 
 def row(name: str, records: Sequence[Record]) -> dict[str, Any]:
     """One row: score and EM with intervals, means of what an episode took, shares of what went wrong."""
-    metrics = sorted({METRIC[record["kind"]] for record in records})
+    metrics = {METRIC[record["kind"]] for record in records}
     score, low, high = interval(list(by_task(records, _score).values()))
     em, em_low, em_high = interval(list(by_task(records, lambda r: 0.0 if r["dropped"] else float(r["em"])).values()))
     usages = [record["usage"] for record in records]
     return {
-        "source": name, "tasks": len({record["task_id"] for record in records}), "metric": "/".join(metrics),
+        "source": name, "tasks": len({record["task_id"] for record in records}),
+        "metric": metrics.pop() if len(metrics) == 1 else "mixed",
         "score": score, "low": low, "high": high, "em": em, "em_low": em_low, "em_high": em_high,
         "f1": fmean(0.0 if r["dropped"] else float(r["f1"]) for r in records),
         "feasible_rate": fmean(bool(r["parts"]) and r["parts"]["diversity"] == 1 for r in records),
@@ -138,15 +139,20 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Rows as Markdown. score: F1 for questions, accuracy for math and choice, pass@1 for code; failures are zeros in it."""
-    head = ("", "tasks", "metric", "score (95%)", "EM (95%)", "R_div = 1", "turns", "operators", "types", "policy tokens",
-            "executor tokens", "calls", "seconds", "dollars", "unfinished", "failed", "grader errors")
-    return markdown([head, *((
+    """Rows as two Markdown tables that fit a terminal: how good, and what an episode took.
+
+    score: F1 for questions, accuracy for math and choice, pass@1 for code; failures are zeros in it.
+    """
+    good = (("", "tasks", "metric", "score (95%)", "EM (95%)", "unfinished", "failed", "grader errors"), *((
         r["source"], str(r["tasks"]), r["metric"], f"{r['score']:.3f} ({r['low']:.3f}-{r['high']:.3f})",
-        f"{r['em']:.3f} ({r['em_low']:.3f}-{r['em_high']:.3f})", f"{r['feasible_rate']:.2f}", f"{r['turns']:.1f}",
-        f"{r['operators']:.1f}", f"{r['operator_types']:.1f}", f"{r['policy_tokens']:.0f}", f"{r['executor_tokens']:.0f}",
-        f"{r['executor_calls']:.1f}", f"{r['seconds']:.2f}", "unknown" if r["dollars"] is None else f"{r['dollars']:.5f}",
-        f"{r['unfinished']:.1%}", f"{r['failed']:.1%}", str(r["grader_errors"])) for r in found)])
+        f"{r['em']:.3f} ({r['em_low']:.3f}-{r['em_high']:.3f})", f"{r['unfinished']:.1%}", f"{r['failed']:.1%}",
+        str(r["grader_errors"])) for r in found))
+    head = ("", "R_div = 1", "turns", "operators", "types", "policy tokens", "executor tokens", "calls", "seconds", "dollars")
+    took = (head, *((
+        r["source"], f"{r['feasible_rate']:.2f}", f"{r['turns']:.1f}", f"{r['operators']:.1f}", f"{r['operator_types']:.1f}",
+        f"{r['policy_tokens']:.0f}", f"{r['executor_tokens']:.0f}", f"{r['executor_calls']:.1f}", f"{r['seconds']:.2f}",
+        "unknown" if r["dollars"] is None else f"{r['dollars']:.5f}") for r in found))
+    return f"{markdown(good)}\n\n{markdown(took)}"
 
 
 def comparison(left: Sequence[Record], right: Sequence[Record], iid: Sequence[str]) -> list[dict[str, Any]]:
