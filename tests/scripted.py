@@ -14,6 +14,15 @@ CODE = Task("c1", "mbpp", "code", "Write double(x).", ("def double(x):\n    retu
             "assert double(2) == 4", "assert double(3) == 6")
 ASK = Request(MATH, "Custom", "Solve.", "Solve.\n\n## Problem\nWhat is 6 * 7?", {"problem": "What is 6 * 7?"})
 
+# `python -c` of this trains with a policy whose every turn is a legal edit, whatever it wrote: one that has seen thirty
+# episodes might never write one, and so never call the executor.
+TRAIN_WITH_LEGAL_EDITS = """
+import canvas, runpy
+EDIT, NAMES = "<action>add</action><operator>{}</operator>", ("Custom", "Format", "Verify")
+canvas.Canvas._edit_or_prompt = lambda self, text: canvas.parse_edit(EDIT.format(NAMES[len(text) % 3]))
+runpy.run_path("train.py", run_name="__main__")
+"""
+
 # What each operator reads in the ordinary case: the executor's side of its format.
 USUAL = {
     "Plan": "First multiply.",

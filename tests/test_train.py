@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from scripted import TRAIN_WITH_LEGAL_EDITS
 
 import eval as evaluation
 import sandbox
@@ -249,11 +250,8 @@ def test_a_run_that_waits_for_its_executor_ends_at_once_and_resumes(number: int,
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         words = ["--model", tiny_model, "--steps", 1, *SMALL, "--executor-url", url, "--executor-model", "m"]
-        # every turn is a legal edit, whatever the policy wrote: one that has seen thirty episodes might never call
-        program = ("import canvas, runpy; canvas.Canvas._edit_or_prompt = lambda self, text: canvas.parse_edit("
-                   "'<action>add</action><operator>Custom</operator>'); runpy.run_path('train.py', run_name='__main__')")
-        with subprocess.Popen(command("-c", program, "--out", tmp_path / "run", *words), stderr=subprocess.PIPE, text=True,
-                              stdout=subprocess.DEVNULL, cwd=ROOT) as process:
+        with subprocess.Popen(command("-c", TRAIN_WITH_LEGAL_EDITS, "--out", tmp_path / "run", *words), cwd=ROOT, text=True,
+                              stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             server.settimeout(120)
             with server.accept()[0]:
                 began = time.monotonic()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripted import TRAIN_WITH_LEGAL_EDITS
 
 from lora import add_lora, lora_layers, merge
 from policy import ChatTokenizer, Sample, SampleRequest, sampling_logprobs
@@ -168,13 +169,14 @@ def test_five_adapters_in_a_row_sample_as_the_merged_models_do(sampler: VLLMSamp
 
 
 def train(*words: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, words)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-c", TRAIN_WITH_LEGAL_EDITS, *map(str, words)], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
 def test_a_run_trains_with_policy_and_executor_on_one_server(server: Server, padded_model: Path, tmp_path: Path) -> None:
     said, _ = (run := train("--model", padded_model, "--policy-url", server.url, "--executor-url", server.url,
-                            "--executor-model", "tiny", "--out", tmp_path / "run", *SMALL)).communicate(timeout=1200)
+                            "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}', "--out", tmp_path / "run",
+                            *SMALL)).communicate(timeout=1200)
     assert run.returncode == 0, said
     log = RunDir(tmp_path / "run").read("metrics.jsonl")
     assert [row["step"] for row in log] == [0, 1, 2]
