@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -50,7 +49,10 @@ def read_tensors(directory: Path) -> Iterator[tuple[Path, str, Tensor]]:
                     raise ValueError(f"{path}: tensor {name} has dtype {entry['dtype']}, which is not implemented")
                 begin, end = entry["data_offsets"]
                 file.seek(8 + length + begin)
-                raw = torch.from_numpy(np.fromfile(file, np.uint8, end - begin))
+                # torch's memory is aligned to 64 bytes, numpy's to 16: the last bit of a product can depend on it
+                raw = torch.empty(end - begin, dtype=torch.uint8)
+                if (n := file.readinto(raw.numpy())) != end - begin:
+                    raise ValueError(f"{path}: tensor {name} has {n} bytes of {end - begin}; was the file cut meanwhile?")
                 yield path, name, raw.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 

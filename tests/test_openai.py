@@ -424,7 +424,7 @@ def test_five_hundred_calls_leave_no_thread_and_no_socket_behind(waits: list[flo
     deadline = time.monotonic() + 20
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.05)  # the server's threads
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # fewer if one of an earlier test has ended meanwhile
     assert descriptors() <= files + 4  # the pool's
 
 
