@@ -73,10 +73,7 @@ class ChatTokenizer:
         return self._tokenizer.encode(re.sub("[\ud800-\udfff]", "\ufffd", text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """Return the text of ids; special tokens are rendered only on request.
-
-        An id without a token (a model's vocabulary is padded) reads as U+FFFD; the library would skip it in silence.
-        """
+        """Return the text of ids, special tokens only on request; an id without a token (padding) reads as U+FFFD."""
         known = [j for i in ids for j in ((i,) if i in self._known else self._replacement)]
         return self._tokenizer.decode(known, skip_special_tokens=not special)
 
@@ -179,10 +176,9 @@ class InProcessSampler:
 
     The KV cache has a row for every trajectory, as wide as the longest: right for small models; 8B wants a server.
     The model is the live one: nothing may be in flight while a trainer changes its weights, and load_adapter() must be
-    called after. It is in eval mode only during a decoding step, and futures are resolved after that: whoever has the
-    last result may train at once. What one submit() hands over while nothing is in flight gives the same bits every
-    time. Otherwise batches depend on timing, and with them the last bits of logits: a token then changes only where its
-    random number falls within rounding of a border.
+    called after. It is in eval mode during a decoding step only: whoever has the last result may train at once. What
+    one submit() hands over while nothing is in flight gives the same bits every time; else their last ones depend on
+    timing, and a token changes only where its random number falls within rounding of a border.
     """
 
     def __init__(self, model: Qwen3, end_id: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = -1,
@@ -197,7 +193,7 @@ class InProcessSampler:
         self._rows: list[_Slot | None] = []                  # who owns which row of the cache
         self._queue: list[SampleRequest] = []                # what the worker has not seen yet
         self._futures: dict[Hashable, Future[Sample]] = {}   # of everything in flight, the queue included
-        self._released: set[Hashable] = set()                # to be freed when their turn is finished
+        self._released: set[Hashable] = set()                # to be freed before the next batch
         self._error: Exception | None = None                 # why the worker ended
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -215,6 +211,7 @@ class InProcessSampler:
             keys = {request.key for request in requests}
             if len(keys) < len(requests) or keys & self._futures.keys():
                 raise ValueError("a trajectory samples one turn at a time, but a key is in flight or given twice")
+            self._released -= keys
             for request, future in zip(requests, futures, strict=True):
                 future.set_running_or_notify_cancel()        # from here on cancel() is refused
                 if problem := request_problem(request, self.model.config.vocab_size, self.max_context):
@@ -226,12 +223,16 @@ class InProcessSampler:
         return futures
 
     def release(self, key: Hashable) -> None:
-        """Free a trajectory's cache; if it is in flight, when that turn is finished. Unknown keys are ignored."""
+        """Free a trajectory's cache before the next request joins; unknown keys are ignored."""
         with self._changed:
-            self._released.discard(key)
-            if key in self._futures:
-                self._released.add(key)
-            elif slot := self._slots.pop(key, None):
+            self._released.add(key)
+            if not self._futures:    # else later: how far a step reads the cache, and so the last bits, depends on all rows
+                self._free_released()
+
+    def _free_released(self) -> None:
+        for key in self._released - self._futures.keys():
+            self._released.remove(key)
+            if slot := self._slots.pop(key, None):
                 self._rows[slot.row] = None
 
     def load_adapter(self, version: int) -> None:
@@ -240,8 +241,7 @@ class InProcessSampler:
             self._require_running()
             if self._futures:
                 raise RuntimeError(f"{len(self._futures)} requests are in flight; weights must not change under them")
-            for slot in self._slots.values():
-                slot.tokens, slot.cached = [], 0
+            self._slots, self._rows = {}, []
             self._cache, self.version = None, version        # the trainer can have the memory
 
     def close(self) -> None:
@@ -265,8 +265,7 @@ class InProcessSampler:
                     while not (self._queue or live or self._error):
                         self._changed.wait()
                     self._require_running()
-                    new = [self._assign(request) for request in self._queue]
-                    self._queue = []
+                    new, self._queue = [self._assign(request) for request in self._queue], []
                 training = self.model.training
                 try:
                     self.model.eval()                        # no dropout
@@ -286,6 +285,7 @@ class InProcessSampler:
 
     def _assign(self, request: SampleRequest) -> _Slot:
         """Give a request the slot of its trajectory, keeping what the cache holds of its tokens, or a new one."""
+        self._free_released()
         slot = self._slots.get(request.key)
         if slot is None:
             if None not in self._rows:
@@ -302,8 +302,7 @@ class InProcessSampler:
         self._reserve(max((len(slot.tokens) for slot in slots), default=0))
         fresh = [slot for slot in slots if slot.cached == 0]
         if len(fresh) > 1:
-            # What all begin with (the system prompt) is computed once and copied to every row. All of several lists
-            # begin with what the smallest and the largest begin with.
+            # What all begin with (the system prompt) is computed once and copied; it is what min and max begin with
             shared = common_prefix(*(way([slot.tokens[:-1] for slot in fresh]) for way in (min, max)))
             if shared >= SHARE_TOKENS:
                 self._prefill([(fresh[0], shared)])
@@ -338,8 +337,8 @@ class InProcessSampler:
         # idle rows count too: a turn that ended exactly at the capacity would write its next token behind it
         self._reserve(max(slot.cached + 1 for slot in [*self._rows, *live] if slot))
         low, high = min(slot.row for slot in live), max(slot.row for slot in live) + 1
-        # A run of rows is read where it lies; any other choice has its keys and values copied, every step. So idle rows
-        # take part if they are few: they write where their next token will, and their output is dropped.
+        # A run of rows is read in place, any other choice is copied, every step. So a few idle rows take part: they write
+        # where their next token will, and their output is dropped.
         rows = list(range(low, high)) if 2 * len(live) >= high - low else [slot.row for slot in live]
         last = {slot.row: slot.tokens[-1] for slot in live}
         ids = self._tensor([last.get(row, 0) for row in rows])[:, None]              # (rows, 1)
@@ -369,8 +368,8 @@ class InProcessSampler:
                     continue
                 sample = Sample(slot.tokens[-n:], slot.logprobs, "stop" if ended else "length", self.version)
                 done.append((self._futures.pop(key), sample))
-                if key in self._released:
-                    self.release(key)
+            if not self._futures:
+                self._free_released()
         for future, sample in done:              # only now: the next turn may be submitted as soon as this is resolved
             future.set_result(sample)
         return going

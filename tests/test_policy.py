@@ -539,6 +539,20 @@ def test_in_flight_a_key_is_taken_released_late_and_weights_stay(model: Qwen3, m
         assert_same(sample, without_cache(model, request))
 
 
+def test_a_release_in_the_middle_of_another_turn_changes_no_bit_of_it(model: Qwen3, make: Callable) -> None:
+    """The longest by far ends first and lies between two rows that go on, so how far they read depends on it."""
+    requests = [SampleRequest("a", prompt(0, 9), 40, seed=0), SampleRequest("long", prompt(1, 200), 1, seed=1),
+                SampleRequest("b", prompt(2, 9), 40, seed=2)]
+    results = []
+    for moment in ("between steps", "never"):
+        sampler = make(model, end_id=-1)
+        a, long, b = sampler.submit(requests)
+        if moment == "between steps":
+            long.add_done_callback(lambda _, sampler=sampler: sampler.release("long"))   # runs in the worker thread
+        results.append((a.result(60).logprobs, b.result(60).logprobs))
+    assert results[0] == results[1]
+
+
 def test_close_fails_what_is_in_flight_and_what_comes_later(model: Qwen3, make: Callable,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     sampler, gate = make(model, end_id=-1), Gate(model, monkeypatch, steps=3)
