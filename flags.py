@@ -26,6 +26,7 @@ from rewards import RewardConfig, grade, reward
 from rollout import Trajectory
 from tasks import Task, read_tasks, toy_tasks
 from vllm_check import require
+from vllm_fleet import AWAY_SECONDS, Fleet
 from vllm_sampler import VLLMSampler
 from warmstart import CANVAS, TOY_SOURCES, tiny_policy
 
@@ -79,12 +80,12 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--max-new-tokens", type=int, default=1024, help="of one turn (default %(default)s)")
     policy.add_argument("--max-context", type=int, help="tokens of a conversation; default: the model's, at most 16384")
 
-    policy.add_argument("--policy-url", metavar="URL",
-                        help="vLLM server that samples the policy (scripts/serve_vllm.sh); default: this process does")
+    policy.add_argument("--policy-url", nargs="+", metavar="URL",
+                        help="vLLM server(s) that sample the policy (scripts/serve_vllm.sh); default: this process does")
     policy.add_argument("--policy-timeout", type=float, default=600.0, metavar="SECONDS",
                         help="for one turn, the server's queue included (default %(default)s)")
     policy.add_argument("--policy-wait", type=float, default=300.0, metavar="SECONDS",
-                        help="how long the server may be away, as for a restart (default %(default)s)")
+                        help="how long the (last) server may be away, as for a restart (default %(default)s)")
     policy.add_argument("--adapter-dir", type=Path, metavar="DIR", help="where adapters are handed to the server, which must "
                         "read them under the same path; default: beside --out")
 
@@ -157,6 +158,8 @@ def check_shared_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--feedback-chars is {args.feedback_chars}; status, workflow and turn need at least 200")
     if args.policy_timeout <= 0 or args.policy_wait < 0:
         raise UsageError(f"--policy-timeout {args.policy_timeout}, --policy-wait {args.policy_wait}: seconds, above 0")
+    if args.policy_url and len(set(args.policy_url)) < len(args.policy_url):
+        raise UsageError(f"--policy-url names a server twice: {' '.join(args.policy_url)}")
     if bool(args.executor_url) != bool(args.executor_model):
         raise UsageError("--executor-url and --executor-model belong together; one of them is missing")
     for name in ("executor_key_env", "executor_extra", "executor_prices"):
@@ -281,25 +284,30 @@ def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
     return model, tokenizer
 
 
-Sampler = InProcessSampler | VLLMSampler
+Sampler = InProcessSampler | VLLMSampler | Fleet
 
 
 def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> Sampler:
-    """Make the sampler that the flags name. A policy server is checked first: ServerError says all that is wrong with it."""
+    """Make the sampler that the flags name. Policy servers are checked first: ServerError says all that is wrong with one."""
     if not args.policy_url:
         return InProcessSampler(model, tokenizer.end_id, args.temperature, args.top_p, args.top_k, tokenizer.vocab_size,
                                 args.max_context)
-    sampler = vllm_sampler(args, model, tokenizer)
+    samplers = vllm_samplers(args, model, tokenizer)
     try:
-        require(sampler)
+        for sampler in samplers:
+            require(sampler)
     except BaseException:
-        sampler.close()
+        for sampler in samplers:
+            sampler.close()
         raise
-    return sampler
+    return samplers[0] if len(samplers) == 1 else Fleet(samplers, args.policy_wait)
 
 
-def vllm_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> VLLMSampler:
-    out = Path(args.out or f"runs/eval-{os.getpid()}")
-    return VLLMSampler(args.policy_url, model, tokenizer, Path(args.adapter_dir or out.parent) / f"{out.name}.adapters",
-                       temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, max_context=args.max_context,
-                       timeout=args.policy_timeout, patience=args.policy_wait)
+def vllm_samplers(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> list[VLLMSampler]:
+    """A sampler for each --policy-url. With several, a dead server is left after seconds: the others go on."""
+    out, several = Path(args.out or f"runs/eval-{os.getpid()}"), len(args.policy_url) > 1
+    names = [f"{out.name}-{i}" if several else out.name for i in range(len(args.policy_url))]
+    return [VLLMSampler(url, model, tokenizer, Path(args.adapter_dir or out.parent) / f"{name}.adapters",
+                        temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, max_context=args.max_context,
+                        timeout=args.policy_timeout, patience=AWAY_SECONDS if several else args.policy_wait)
+            for url, name in zip(args.policy_url, names, strict=True)]

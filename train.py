@@ -42,7 +42,7 @@ from flags import (
     load_tasks,
     make_sampler,
     preset_defaults,
-    vllm_sampler,
+    vllm_samplers,
 )
 from lora import add_lora, disable_lora, lora_parameters
 from metrics import commonest_workflows, rollout_metrics, trajectory_record
@@ -110,9 +110,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.resume:  # a run goes on with its own flags; only --steps may be raised, and a server may have moved
         given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
-        if extra := given - {"--resume", "--out", "--steps", "--executor-url"}:
+        if extra := given - {"--resume", "--out", "--steps", "--executor-url", "--policy-url"}:
             raise UsageError(f"--resume takes the run's own flags; remove {', '.join(sorted(extra))}")
-        moved = {name: getattr(args, name) for name in ("steps", "executor_url") if f"--{name.replace('_', '-')}" in given}
+        moved = {name: getattr(args, name) for name in ("steps", "executor_url", "policy_url")
+                 if f"--{name.replace('_', '-')}" in given}
         stored = vars(args) | RunDir(args.out).read_args()["flags"] | moved
         args = argparse.Namespace(**stored | {"out": args.out, "resume": True})
     return args
@@ -190,13 +191,13 @@ def check(args: argparse.Namespace) -> bool:
         raise UsageError("--check looks at servers, but neither --policy-url nor --executor-url names one")
     results = []
     if args.policy_url:
-        sampler = vllm_sampler(args, *make_model(args))
-        try:
-            for result in checks(sampler):
-                results.append(result)
-                print(f"{'ok  ' if result.ok else 'FAIL'} policy {result.name}: {result.text}", flush=True)
-        finally:
-            sampler.close()
+        for sampler in vllm_samplers(args, *make_model(args)):
+            try:
+                for result in checks(sampler):
+                    results.append(result)
+                    print(f"{'ok  ' if result.ok else 'FAIL'} policy {result.name}: {result.text}", flush=True)
+            finally:
+                sampler.close()
     if args.executor_url:
         try:
             reply = World(args).backend.complete(Request(toy_tasks("toy_math", 1, 0)[0], "Custom", "", "What is 2 + 3?", {}))

@@ -249,7 +249,7 @@ class VLLMSampler:
         for attempt in range(TRIES):
             try:
                 if attempt:
-                    self._recover(adapter)
+                    self.recover(adapter)
                 return call()
             except ServerError as error:
                 gone = error.status == 404 and adapter is not None       # it restarted and we never saw it away
@@ -262,7 +262,7 @@ class VLLMSampler:
             self._closed.wait(pause)
         raise AssertionError("unreachable")
 
-    def _recover(self, adapter: Adapter | None) -> None:
+    def recover(self, adapter: Adapter | None) -> None:
         """Wait until the server is there, and load the adapter again if it was restarted."""
         with self._recovery:                                     # one thread waits and loads, the others come after it
             self._await_health()

@@ -37,7 +37,7 @@ def main() -> None:
             sampling.append(time.monotonic() - synced)
             tokens.append(sum(sum(tau.mask) for tau in taus))
         sampler.close()
-        print(f"{url or 'in this process'}: {len(taus)} trajectories; sync {median(sync[1:]):.3f} s, rollout "
+        print(f"{' '.join(url or ['in this process'])}: {len(taus)} trajectories; sync {median(sync[1:]):.3f} s, rollout "
               f"{median(sampling[1:]):.2f} s, {sum(tokens[1:]) / sum(sampling[1:]):.0f} policy tokens/s", flush=True)
 
 

@@ -138,6 +138,7 @@ def test_help_runs(program: str) -> None:
     (["--operators", "Plan,Programmr"], "Programmr"),
     (["--rollouts-per-task", 1, "--group-by", "task"], "--rollouts-per-task 1"),
     (["--executor-url", "http://127.0.0.1:1"], "--executor-model"),
+    (["--policy-url", "http://127.0.0.1:1", "http://127.0.0.1:1"], "--policy-url names a server twice"),
     (["--replay"], "--executor-cache"),
     (["--temperature", 0], "--temperature"),
     (["--top-p", 1.5], "--top-p"),
