@@ -9,7 +9,8 @@ Three backends with one method, `complete(Request) -> Reply`:
 * OpenAIBackend: any OpenAI-compatible server over HTTP (endpoint.py).
 * CachedBackend: records the replies of another backend on disk by content, and replays them, also offline.
 
-Usage counts what was really spent. An unknown price stays unknown (None), never 0.
+Usage keeps what the work takes apart from what was paid: a reply from a cache has the tokens and the price of its recording,
+so that a replay gives the numbers of the recorded run, and costs nothing. An unknown price stays unknown (None), never 0.
 """
 
 from __future__ import annotations
@@ -39,14 +40,15 @@ class ExecutorError(RuntimeError):
 
 @dataclass
 class Usage:
-    """What executor calls cost. `dollars` is None as soon as one part of it is unknown."""
+    """What executor calls took. A sum of dollars is None as soon as one part of it is unknown."""
 
-    calls: int = 0
-    cached: int = 0
-    prompt_tokens: int = 0
+    calls: int = 0  # that went to the executor
+    cached: int = 0  # that a cache answered
+    prompt_tokens: int = 0  # of both, as for all tokens
     completion_tokens: int = 0
     seconds: float = 0.0
-    dollars: float | None = 0.0
+    dollars: float | None = 0.0  # paid, so for `calls` alone
+    dollars_cached: float | None = 0.0  # what the replies of `cached` cost when they were recorded
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, other: Usage) -> None:
@@ -56,11 +58,24 @@ class Usage:
             self.prompt_tokens += other.prompt_tokens
             self.completion_tokens += other.completion_tokens
             self.seconds += other.seconds
-            known = self.dollars is not None and other.dollars is not None
-            self.dollars = self.dollars + other.dollars if known else None
+            self.dollars = _sum(self.dollars, other.dollars)
+            self.dollars_cached = _sum(self.dollars_cached, other.dollars_cached)
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars of all calls, as if none had come from a cache."""
+        return _sum(self.dollars, self.dollars_cached)
+
+    def again(self) -> Usage:
+        """The usage of the same single reply, when a cache gives it once more."""
+        return Usage(0, 1, self.prompt_tokens, self.completion_tokens, dollars_cached=self.cost)
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
 
 
 @dataclass(frozen=True)
@@ -301,7 +316,7 @@ def without_thinking(text: str) -> str:
 
 
 class CachedBackend:
-    """A content-addressed cache of replies on disk. With `inner` it records; without, it only replays.
+    """A content-addressed cache of replies and their usage on disk. With `inner` it records; without, it only replays.
 
     Calls with equal content share one reply, also across trajectories; equal calls at one time are made once and fail
     together. A damaged file is recorded again. Raises ExecutorError for a miss or a damaged file in replay. Rollouts go in
@@ -325,7 +340,7 @@ class CachedBackend:
             mine = key not in self._running
             future = self._running.setdefault(key, Future())
         if not mine:
-            return Reply(future.result().text, Usage(0, 1))
+            return Reply(future.result().text, future.result().usage.again())
         try:
             future.set_result(self._read(key, request) or self._record(key, self.inner.complete(request), request))
         except BaseException as error:
@@ -343,9 +358,9 @@ class CachedBackend:
         call = f"{request.operator} on {request.task.id}"
         try:
             stored = json.loads(self._path(key).read_bytes())
-            if stored["sha256"] != _sha256(key + stored["text"]):
-                raise ValueError("the text does not fit its checksum")
-            return Reply(stored["text"], Usage(0, 1))
+            if stored["sha256"] != _checksum(key, stored["text"], stored["usage"]):
+                raise ValueError("text and usage do not fit their checksum")
+            return Reply(stored["text"], Usage(**stored["usage"]).again())
         except FileNotFoundError:
             why = f"replay: no recorded reply for {call} in {self.directory}"
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -358,10 +373,15 @@ class CachedBackend:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"text": reply.text, "sha256": _sha256(key + reply.text), "operator": request.operator,
-                                         "usage": reply.usage.to_dict()}), encoding="utf-8")
+        usage = reply.usage.to_dict()
+        temporary.write_text(json.dumps({"text": reply.text, "sha256": _checksum(key, reply.text, usage),
+                                         "operator": request.operator, "usage": usage}), encoding="utf-8")
         temporary.replace(path)
         return reply
+
+
+def _checksum(key: str, text: str, usage: Mapping[str, Any]) -> str:
+    return _sha256(key + text + json.dumps(usage, sort_keys=True))
 
 
 def _sha256(text: str) -> str:

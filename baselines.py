@@ -216,7 +216,7 @@ def self_consistency(task: Task, new_canvas: NewCanvas, token_budget: float) -> 
         total.usage.add(canvas.usage)
         spent += canvas.usage.prompt_tokens + canvas.usage.completion_tokens
         answers += [canvas.answer] if canvas.answer else []
-        if spent == 0 or spent + spent / (attempt + 1) > token_budget:  # no tokens: every reply came from a cache
+        if spent == 0 or spent + spent / (attempt + 1) > token_budget:  # no tokens: the server reports none
             break
     if task.public_tests:
         passing = [a for a in answers if operators.run_tests(a, task.public_tests, task.entry_point).passed]

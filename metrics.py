@@ -30,8 +30,8 @@ DEFINITIONS = {
     "parallel_rate": "share of graphs with a parallel", "conditional_rate": "share with a conditional",
     "loop_rate": "share with a loop", "mutual_information": "of source and workflow, in bits",
     "executor_calls": "live executor calls a trajectory", "executor_cached": "calls answered from a cache, a trajectory",
-    "executor_tokens": "prompt and completion tokens of the executor, a trajectory",
-    "dollars": "cost of the executor in this step, of dropped trajectories too; null where a price is unknown",
+    "executor_tokens": "prompt and completion tokens of the executor, cached replies included, a trajectory",
+    "dollars": "paid for the executor in this step, dropped trajectories too, cached replies not; null where a price is unknown",
     "tokens_per_second": "tokens of all conversations by the step's wall time",
     "grad_norm": "norm of the gradient before clipping", "clipfrac": "share of tokens whose gradient the clip cut off",
     "approx_kl": "KL(old, new), k3", "kl_ref": "k3 to the reference (LoRA off)", "entropy": "nats a policy token",
@@ -115,10 +115,11 @@ def trajectory_record(tau: Any, step: int) -> dict[str, Any]:
 
 
 def evaluation_record(tau: Any, method: str = "policy", policy_price: Sequence[float] | None = None) -> dict[str, Any]:
-    """A line of an evaluation's trajectories.jsonl: what stats.py reads. Dollars are unknown if a part of them is."""
+    """A line of an evaluation's trajectories.jsonl: what stats.py reads. Dollars are what the work costs, replies from a
+    cache at the price of their recording; unknown if a part of them is."""
     names, usage = tau.canvas.graph.operators(), tau.canvas.usage
     read = sum(i for i in range(1, len(tau.mask)) if tau.mask[i] and not tau.mask[i - 1])  # what precedes each turn
-    dollars = usage.dollars if usage.calls or usage.cached else 0.0
+    dollars = usage.cost
     if any(tau.mask):
         policy = (read * policy_price[0] + sum(tau.mask) * policy_price[1]) / 1e6 if policy_price else None
         dollars = None if dollars is None or policy is None else dollars + policy

@@ -118,7 +118,7 @@ def row(name: str, records: Sequence[Record]) -> dict[str, Any]:
         "operator_types": fmean(r["operator_types"] for r in records),
         "policy_tokens": fmean(r["n_policy_tokens"] for r in records),
         "executor_tokens": fmean(u["prompt_tokens"] + u["completion_tokens"] for u in usages),
-        "executor_calls": fmean(u["calls"] for u in usages), "seconds": fmean(r["seconds"] for r in records),
+        "executor_calls": fmean(u["calls"] + u["cached"] for u in usages), "seconds": fmean(r["seconds"] for r in records),
         "dollars": _mean(records, lambda r: r["dollars"]),
         "unfinished": fmean(r["stop_reason"] in ("max_turns", "max_tokens") for r in records),
         "failed": fmean(bool(r["dropped"]) for r in records),

@@ -27,9 +27,12 @@ from tasks import Task, toy_tasks
 def test_added_usage_is_unknown_as_soon_as_one_part_is() -> None:
     total = Usage()
     total.add(Usage(1, 0, 10, 5, 0.5, 0.25))
-    total.add(Usage(0, 1, dollars=0.0))
-    assert total.to_dict() == {
-        "calls": 1, "cached": 1, "prompt_tokens": 10, "completion_tokens": 5, "seconds": 0.5, "dollars": 0.25}
+    total.add(Usage(1, 0, 10, 5, 0.5, 0.25).again())
+    assert total.to_dict() == {"calls": 1, "cached": 1, "prompt_tokens": 20, "completion_tokens": 10, "seconds": 0.5,
+                               "dollars": 0.25, "dollars_cached": 0.25}
+    assert total.cost == 0.5
+    total.add(Usage(1, dollars=None).again())  # nothing was paid, but what it once cost is not known
+    assert (total.dollars, total.dollars_cached, total.cost) == (0.25, None, None)
     total.add(Usage(1, dollars=None))
     total.add(Usage(1, dollars=1.0))
     assert (total.calls, total.dollars) == (3, None)
@@ -48,7 +51,8 @@ def test_what_was_recorded_is_replayed_offline(tmp_path: Path) -> None:
         again = replay.complete(ask)
         assert again.text == first.text == ask.text.upper()
         assert (first.usage.calls, first.usage.dollars) == (1, 0.25)
-        assert again.usage == Usage(0, 1, 0, 0, 0.0, 0.0)
+        assert again.usage == Usage(0, 1, 10, 5, 0.0, 0.0, 0.25)  # what the recording took, and nothing paid
+        assert recorder.complete(ask).usage == again.usage
     assert (recorder.name, replay.name, replay.instant) == ("cached scripted", "replay", False)
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -79,6 +83,8 @@ def test_equal_calls_at_one_time_are_made_once(tmp_path: Path) -> None:
     replies = in_threads(6, lambda: cached.complete(ASK))
     assert ([reply.text for reply in replies], len(inner.requests)) == (["once"] * 6, 1)
     assert sorted((reply.usage.calls, reply.usage.cached) for reply in replies) == [(0, 1)] * 5 + [(1, 0)]
+    assert {(reply.usage.prompt_tokens, reply.usage.cost) for reply in replies} == {(10, 0.25)}
+    assert sum(reply.usage.dollars for reply in replies) == 0.25
 
 
 def test_equal_calls_at_one_time_fail_together(tmp_path: Path) -> None:
@@ -105,6 +111,7 @@ DAMAGED = {
     "no text": lambda whole: b"{}", "a list": lambda whole: b"[]", "too deep": lambda whole: b"[" * 100_000,
     "text of another type": lambda whole: whole.replace(b'"right"', b"17"),
     "another text": lambda whole: whole.replace(b"right", b"wrong"),
+    "other usage": lambda whole: whole.replace(b'"prompt_tokens": 10', b'"prompt_tokens": 90'),
 }
 
 

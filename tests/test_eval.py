@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scripted import add, parallel
 
 import baselines
 import eval as evaluation
@@ -21,6 +22,7 @@ from canvas import Canvas, CanvasConfig
 from convert import write_tasks
 from graph import Graph
 from metrics import evaluation_record
+from policy import ChatTokenizer
 from rollout import Trajectory
 from tasks import Task, toy_tasks
 
@@ -121,8 +123,9 @@ def trajectory(mask: list[int], usage: Usage) -> Trajectory:
 ])
 def test_dollars_hold_policy_and_executor(mask: list[int], executor: float | None, price: tuple | None,
                                           dollars: float | None) -> None:
-    found = evaluation_record(trajectory(mask, Usage(1, 0, 10, 5, 0.0, executor)), "policy", price)
-    assert found["dollars"] == (None if dollars is None else pytest.approx(dollars))
+    for usage in (Usage(1, 0, 10, 5, 0.0, executor), Usage(1, 0, 10, 5, 0.0, executor).again()):  # live, or from a cache
+        found = evaluation_record(trajectory(mask, usage), "policy", price)
+        assert found["dollars"] == (None if dollars is None else pytest.approx(dollars))
     assert (found["operators"], found["operator_types"]) == (3, 2)
 
 
@@ -237,17 +240,24 @@ def test_an_evaluation_writes_tables_and_goes_on_where_it_was_stopped(small: lis
     assert "| all       | 6     |" in capsys.readouterr().out
 
 
-def test_two_evaluations_of_one_recording_give_the_same_numbers(small: list, tmp_path: Path) -> None:
-    def numbers(name: str, *words: object) -> str:
-        run_eval(*small, "--limit", 1, "--executor-cache", tmp_path / "cache", "--out", tmp_path / name, *words, *BASELINES)
+def test_a_recorded_evaluation_and_its_replays_give_the_same_table(small: list, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number but the seconds: tokens, calls and the attempts of self-consistency too, which tokens pay for."""
+    edits = [add("Plan"), add("Custom"), parallel("Custom, AnswerGenerate")]
+    monkeypatch.setattr(ChatTokenizer, "decode", lambda self, ids: edits[sum(ids) % 3])  # the small policy writes no legal edit
+
+    def numbers(name: str, *words: object) -> tuple[str, list[dict]]:
+        run_eval(*small, "--limit", 2, "--executor-cache", tmp_path / "cache", "--out", tmp_path / name, *words, *BASELINES)
         found = json.loads((tmp_path / name / "eval.json").read_text())
         for rows in [found["rows"], *found["baselines"].values()]:
             for row in rows:
                 del row["seconds"]
-        return json.dumps([found["rows"], found["baselines"], found["comparisons"], found["scores"]])
+        return json.dumps([found["rows"], found["baselines"], found["comparisons"], found["scores"]]), found
 
-    numbers("record")
-    assert numbers("first", "--replay") == numbers("second", "--replay")
+    recorded, found = numbers("record")
+    assert numbers("first", "--replay")[0] == numbers("second", "--replay")[0] == recorded
+    assert found["baselines"]["direct"][-1]["executor_calls"] == 1
+    assert found["baselines"]["self-consistency"][-1]["executor_calls"] > 1
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -316,9 +326,11 @@ def test_a_file_that_is_no_workflow_is_named(text: str, tmp_path: Path) -> None:
     assert "w.json" in str(exit_.value.code)
 
 
-def test_the_cached_executor_takes_part(tmp_path: Path) -> None:
-    """A reply from a cache costs no tokens: self-consistency then asks once instead of for ever."""
+def test_self_consistency_asks_as_often_when_a_cache_answers(tmp_path: Path) -> None:
+    """A reply from the cache counts the tokens that it took when it was recorded."""
     backend = CachedBackend(tmp_path, SimulatedBackend())
-    first = baselines.self_consistency(QUESTION, canvases(backend), 10_000)
-    again = baselines.self_consistency(QUESTION, canvases(backend), 10_000)
-    assert (first.usage.calls, again.usage.calls, again.usage.cached) == (64, 0, 1)
+    budget = 5.5 * sum(baselines.direct(QUESTION, canvases(SimulatedBackend())).usage.to_dict()[name]
+                       for name in ("prompt_tokens", "completion_tokens"))
+    first, again = (baselines.self_consistency(QUESTION, canvases(backend), budget) for _ in range(2))
+    assert (first.usage.calls, first.usage.cached) == (again.usage.cached, again.usage.calls) == (4, 0)
+    assert (first.usage.prompt_tokens, first.answer) == (again.usage.prompt_tokens, again.answer)
