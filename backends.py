@@ -80,13 +80,14 @@ def _sum(a: float | None, b: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Request:
-    """One executor call. `text` is the whole message; prompt and inputs are its parts, which only a simulation reads."""
+    """One executor call. `text` is the whole message; the rest is what it was made of, which only a simulation reads."""
 
     task: Task
     operator: str
     prompt: str
     text: str
     inputs: Mapping[str, Any]
+    role: str = "solve"  # of the operator
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class SimulatedBackend:
         self.instant = self.lockstep = latency == 0
 
     def complete(self, request: Request) -> Reply:
-        text = Simulation(self.seed, request.task, request.operator, request.prompt, request.inputs).reply()
+        text = Simulation(self.seed, request.task, request.operator, request.prompt, request.inputs, request.role).reply()
         if self.latency:
             rng = random.Random(f"{self.seed}/latency/{request.task.id}/{request.text}")
             time.sleep(self.latency * rng.lognormvariate(0, 1))

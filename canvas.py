@@ -260,7 +260,7 @@ class Canvas:
             op, task = self.library[node.operator], self.task
 
             def complete(text: str, seen: dict[str, Any]) -> str:
-                reply = self.backend.complete(Request(task, op.name, prompt, text, seen))
+                reply = self.backend.complete(Request(task, op.name, prompt, text, seen, op.role))
                 self.usage.add(reply.usage)
                 return reply.text
 

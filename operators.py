@@ -193,7 +193,8 @@ def _read_solution(ctx: Context, text: str) -> Result:
     return _solution(ctx, code) if code else Result("", error="the reply holds no ```python block")
 
 
-def _check(reply: str, suggestion: str | None = None) -> Result:
+def read_verdict(reply: str, suggestion: str | None = None) -> Result:
+    """A checker's result: <passed>yes</passed>, or <feedback>why not</feedback> and <passed>no</passed>."""
     verdict = (tag(reply, "passed") or "").strip().lower()
     if verdict not in ("yes", "no", "true", "false"):
         return Result("", error="the reply holds no <passed>yes</passed> or <passed>no</passed>")
@@ -304,7 +305,7 @@ def test(ctx: Context) -> Result:
 def review(ctx: Context) -> Result:
     if not ctx.inputs["solution"]:
         return Result("", error="there is no solution to review; add a solver before it")
-    return _check(ctx.ask())
+    return read_verdict(ctx.ask())
 
 
 @operator("Verify", role="check", reads=("problem", "solution"),
@@ -315,7 +316,7 @@ def verify(ctx: Context) -> Result:
     if not ctx.inputs["solution"]:
         return Result("", error="there is no solution to verify; add a solver before it")
     reply = ctx.ask()
-    return _check(reply, tag(reply, "answer"))
+    return read_verdict(reply, tag(reply, "answer"))
 
 
 @operator("Revise", role="revise", reads=("problem", "solution", "feedback"),

@@ -4,6 +4,12 @@ It knows the gold answer and answers in each operator's real output format, righ
 operator, the kind of task, a latent difficulty and what came before. The tables below are the whole world: nothing in
 them knows of structures, counts or rewards. Every outcome is a pure function of (seed, task, operator, prompt, inputs),
 as with a model at temperature 0: asking twice for the same thing gives the same reply.
+
+An operator that the tables do not name (a plug-in) is answered by its declared role: in the format and with the skill of the
+built-in operator that LIKE names, from what it reads. So one built-in operator can be exchanged for another of its role, and
+a plug-in is as good as its role and no better, whatever its prompt asks for. One that expects a format of its own gets a
+reply it cannot read, and fails. To see less is no advantage: a checker that is not shown a solution tosses a coin, a
+reviser or an ensemble without one solves the problem itself, as Custom would.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ KEEPS = {"Custom": 0.85, "Revise": 0.95, "Revise after feedback": 0.70, "Format"
 AGGREGATE = {"most right": 0.95, "half right": 0.65, "some right": 0.35, "none right": 0.03}
 VOTE_FINDS_RIGHT = 0.55
 DIFFICULTY_SLOPE = 3.0  # log-odds between the easiest and the hardest task
+LIKE = {"plan": "Plan", "solve": "Custom", "check": "Review", "revise": "Revise", "ensemble": "Aggregate", "format": "Format"}
 OTHER_WORDS = ("Lisbon", "Amara", "the Old Mill", "Tarn", "1987", "a lighthouse")
 
 
@@ -58,10 +65,12 @@ def _plain(text: str) -> str:
 class Simulation:
     """One reply: draws are uniform numbers from a hash of everything that a temperature-0 model would see."""
 
-    def __init__(self, seed: int, task: Task, operator: str, prompt: str, inputs: Mapping[str, Any]) -> None:
-        self.task, self.operator, self.inputs, self.kind = task, operator, inputs, task.kind
+    def __init__(self, seed: int, task: Task, operator: str, prompt: str, inputs: Mapping[str, Any], role: str = "solve") -> None:
+        self.task, self.inputs, self.kind = task, inputs, task.kind
+        self.operator = operator if operator in REPLIES else LIKE[role]
+        self.solution = inputs.get("solution") or (inputs.get("code", "") if task.kind == "code" else "")
         seen = json.dumps([prompt, inputs], sort_keys=True, default=str)
-        self.position = f"{seed}/{self.task.id}/{self.operator}/{seen}"
+        self.position = f"{seed}/{self.task.id}/{operator}/{seen}"
         level = self.task.meta.get("level")
         latent = random.Random(f"{seed}/difficulty/{self.task.id}").random()
         self.difficulty = 0.5 * (level - 1) / 3 + 0.5 * latent if isinstance(level, int) else latent
@@ -111,9 +120,8 @@ class Simulation:
     # ---- replies, one method an operator
 
     def reply(self) -> str:
-        """Answer in the operator's output format. An operator that the skill table does not know works like Custom."""
-        method = getattr(self, f"_{self.operator.lower()}", self._custom)
-        return method()
+        """Answer in the operator's output format."""
+        return REPLIES[self.operator](self)
 
     def _plan(self) -> str:
         return "Read it, work it out in order, check the result."
@@ -128,14 +136,12 @@ class Simulation:
         text = self.answer(right)
         return f"```python\n{text}\n```" if self.kind == "code" else f"```python\nanswer = {text!r}\nprint(answer)\n```"
 
-    _customcodegenerate = _programmer
-
     def _prose(self, answer: str) -> str:
         return f"```python\n{answer}\n```" if self.kind == "code" else f"Going through it step by step, the answer is {answer}."
 
     def _custom(self) -> str:
         base = SOLVE["Custom"][self.kind]
-        if self.inputs.get("solution") and self.is_right(self.inputs["solution"]):
+        if self.solution and self.is_right(self.solution):
             return self._prose(self.answer(self.uniform("keep") < KEEPS["Custom"]))
         return self._prose(self.answer(self.solved(base)))
 
@@ -143,12 +149,15 @@ class Simulation:
         answer = self.answer(self.solved(SOLVE["AnswerGenerate"][self.kind]))
         return f"<thought>Looking for it.</thought><answer>{self._fenced(answer)}</answer>"
 
+    def _solve_anew(self) -> str:
+        return f"<answer>{self._fenced(self.answer(self.solved(SOLVE['Custom'][self.kind])))}</answer>"
+
     def _fenced(self, answer: str) -> str:
         return f"\n```python\n{answer}\n```\n" if self.kind == "code" else answer
 
     def _review(self) -> str:
-        hit, false_alarm = CHECK[self.operator][self.kind]
-        right = self.is_right(self.inputs["solution"])
+        hit, false_alarm = CHECK[self.operator][self.kind] if self.solution else (0.5, 0.5)
+        right = self.is_right(self.solution)
         rejects = self.uniform("reject") < (false_alarm if right else hit)
         suggestion = ""
         if self.operator == "Verify":
@@ -157,11 +166,11 @@ class Simulation:
         notes = "<feedback>One step does not hold.</feedback><passed>no</passed>" if rejects else "<passed>yes</passed>"
         return suggestion + notes
 
-    _verify = _review
-
     def _revise(self) -> str:
-        solution, feedback = self.inputs["solution"], self.inputs.get("feedback", "")
-        if self.is_right(solution):
+        feedback = self.inputs.get("feedback", "")
+        if not self.solution:
+            return self._solve_anew()
+        if self.is_right(self.solution):
             keeps = KEEPS["Revise after feedback" if feedback else "Revise"]
             return f"<answer>{self._fenced(self.answer(self.uniform('keep') < keeps))}</answer>"
         why = "critique" if feedback else "none"
@@ -177,19 +186,29 @@ class Simulation:
         index = right[0] if finds else int(self.uniform("letter") * len(self.inputs["candidates"]))
         return f"<answer>{chr(65 + index % 26)}</answer>"
 
-    _mdensemble = _scensemble
-
     def _aggregate(self) -> str:
-        share = sum(map(self.is_right, self.inputs["candidates"])) / len(self.inputs["candidates"])
+        candidates = self.inputs.get("candidates") or [self.solution] * bool(self.solution)
+        if not candidates:
+            return self._solve_anew()
+        share = sum(map(self.is_right, candidates)) / len(candidates)
         found = "none right" if share == 0 else "some right" if share < 0.5 else "half right" if share == 0.5 else "most right"
         return f"<answer>{self._fenced(self.answer(self.uniform('combine') < AGGREGATE[found]))}</answer>"
 
     def _format(self) -> str:
-        solution = self.inputs["solution"]
+        solution = self.solution
         if self.kind == "code" or self.uniform("keep") < KEEPS["Format"]:
             short = solution.rpartition("answer is ")[2].removesuffix(".") if "answer is " in solution else solution
             return f"<answer>{self._fenced(short)}</answer>"
         return f"<answer>{self.answer(False)}</answer>"
+
+
+REPLIES = {
+    "Plan": Simulation._plan, "Decompose": Simulation._decompose, "Programmer": Simulation._programmer,
+    "CustomCodeGenerate": Simulation._programmer, "Custom": Simulation._custom, "AnswerGenerate": Simulation._answergenerate,
+    "Review": Simulation._review, "Verify": Simulation._review, "Revise": Simulation._revise,
+    "ScEnsemble": Simulation._scensemble, "MdEnsemble": Simulation._scensemble, "Aggregate": Simulation._aggregate,
+    "Format": Simulation._format,
+}
 
 
 SPOIL = """

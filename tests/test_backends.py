@@ -1,6 +1,7 @@
 """backends.py and simulated.py: usage, record and replay, and the simulated skill model (OpenAIBackend: test_openai.py)."""
 
 import functools
+import itertools
 import os
 import random
 import re
@@ -18,6 +19,8 @@ from scripted import ASK, MATH, Scripted, in_threads
 
 import simulated
 from backends import CachedBackend, ExecutorError, Reply, Request, SimulatedBackend, Usage
+from canvas import Canvas, CanvasConfig
+from graph import Graph
 from operators import REGISTRY, Context, extract_code, tag
 from sandbox import run_tests
 from simulated import Simulation
@@ -148,8 +151,8 @@ def test_a_failed_call_is_not_recorded(tmp_path: Path) -> None:
 # ---- the simulated executor: a pure function
 
 
-def simulate(task: Task, operator: str, seed: int = 0, prompt: str = "p", **inputs: Any) -> str:
-    return SimulatedBackend(seed).complete(Request(task, operator, prompt, "text", inputs)).text
+def simulate(task: Task, operator: str, seed: int = 0, prompt: str = "p", role: str = "solve", **inputs: Any) -> str:
+    return SimulatedBackend(seed).complete(Request(task, operator, prompt, "text", inputs, role)).text
 
 
 def verdicts(seed: int = 0, prompt: str = "p", plan: str = "", error: str = "") -> str:
@@ -248,6 +251,35 @@ def rejects(reply: str, task: Task) -> bool:
 def test_the_simulated_skills_are_those_of_the_tables(
         kind: str, operator: str, right: Callable[[str, Task], bool], inputs: dict, expected: float) -> None:
     assert share(kind, operator, right, **inputs) == pytest.approx(expected, abs=0.045)  # about 1200 draws: 3 sigma
+
+
+@pytest.mark.parametrize(("role", "right", "inputs", "expected"), [
+    ("solve", holds_gold, {}, 0.35), ("solve", holds_gold, {"solution": GOLD}, 0.85),
+    ("check", rejects, {"solution": WRONG}, 0.50), ("check", rejects, {"solution": GOLD}, 0.15),
+    ("revise", holds_gold, {"solution": WRONG, "feedback": "One step does not hold."}, 0.50), ("revise", holds_gold, {}, 0.35),
+    ("ensemble", holds_gold, {"candidates": (GOLD, WRONG)}, 0.65), ("ensemble", holds_gold, {}, 0.35),
+    ("format", holds_gold, {"solution": GOLD}, 0.98),
+])
+def test_an_operator_that_is_not_in_the_tables_is_as_good_as_its_role(
+        role: str, right: Callable[[str, Task], bool], inputs: dict, expected: float) -> None:
+    """Named as methods of the simulation are, to be sure that it is the role that decides."""
+    for name in ("Mine", "prose"):
+        assert share("math", name, right, role=role, **inputs) == pytest.approx(expected, abs=0.045)
+
+
+def test_a_checker_that_is_not_shown_a_solution_tosses_a_coin() -> None:
+    assert share("qa", "Mine", rejects, role="check") == pytest.approx(0.5, abs=0.045)  # 0.75 and 0.08 for one that sees it
+
+
+def test_an_operator_that_is_not_in_the_tables_answers_in_the_form_of_its_role() -> None:
+    for source in ("toy_math", "toy_qa", "toy_code"):
+        for task, name in itertools.product(toy_tasks(source, 8, 3), simulated.LIKE.values()):
+            mine = replace(REGISTRY[name], name="Mine")
+            canvas = Canvas(task, {"Custom": REGISTRY["Custom"], "Mine": mine}, SimulatedBackend(), CanvasConfig())
+            canvas.graph = Graph.from_text("[Custom, Custom] -> Mine")
+            canvas.run_graph()
+            assert canvas.results["n2"].error == "", name
+            assert mine.role != "check" or canvas.results["n2"].passed is not None
 
 
 def test_hard_tasks_are_solved_less_often() -> None:

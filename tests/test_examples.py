@@ -1,5 +1,7 @@
 """examples/ and the README's operator: each is loaded as a user loads it and does what its description says."""
 
+import math
+import random
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from backends import SimulatedBackend
 from canvas import Canvas, CanvasConfig, system_prompt
 from graph import Graph
 from operators import Context, Result
+from rewards import grade
 from tasks import toy_tasks
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +38,20 @@ def test_the_calculator_is_exact(reply: str, value: str) -> None:
     assert run("Calculator", "calculator.py", reply, problem="?").writes == {"solution": value}
 
 
-@pytest.mark.parametrize("reply", ["", "<expression>(</expression>", "<expression>" + "9**" * 400 + "9</expression>"])
-def test_the_calculator_fails_with_a_reason(reply: str) -> None:
+@pytest.mark.parametrize(("reply", "why"), [
+    ("", "the reply holds no <expression>"), ("<expression>(</expression>", "( could not be evaluated: error"),
+    ("<expression>1" + "+1" * 500 + "</expression>", "of at most 1000 characters"),
+])
+def test_the_calculator_fails_with_a_reason(reply: str, why: str) -> None:
     result = run("Calculator", "calculator.py", reply, problem="?")
-    assert result.error
+    assert why in result.error
     assert result.writes == {}
+
+
+def test_the_calculator_evaluates_in_the_sandbox_alone(tmp_path: Path) -> None:
+    """sympify runs what it is given: this expression is a program."""
+    run("Calculator", "calculator.py", f"<expression>[open('{tmp_path}/made', 'w').close()]</expression>", problem="?")
+    assert not list(tmp_path.iterdir())
 
 
 CODE = "def half(xs):\n    total = sum(xs)\n    return total / len(xs)"
@@ -51,6 +63,20 @@ def test_the_debugger_names_the_line_and_its_variables() -> None:
     assert result.passed is False
     assert result.writes["feedback"] == ("line 3: return total / len(xs)\nZeroDivisionError: division by zero\n"
                                          "variables: {'xs': '[]', 'total': '0'}")
+
+
+def test_the_debugger_shows_short_variables_of_the_program_alone() -> None:
+    code = "import math\nname = 'x' * 5000\ndef f(): return 1\nvalue = math.sqrt(-1)"
+    result = run("Debugger", "debugger.py", kind="code", code=code)
+    assert result.writes["feedback"].startswith("line 4: value = math.sqrt(-1)\nValueError: ")
+    assert f"'name': \"'{'x' * 79}\"" in result.writes["feedback"]
+    assert "__" not in result.writes["feedback"]
+    assert "'f'" not in result.writes["feedback"]
+
+
+def test_the_debugger_and_self_critique_need_something_to_check() -> None:
+    assert "no code to debug" in run("Debugger", "debugger.py", kind="code", tests="assert f() == 1", entry="f").error
+    assert "no solution to criticise" in run("SelfCritique", "self_critique.py", "<passed>yes</passed>", problem="?").error
 
 
 HALVE = "print(int(input()) // 2)"
@@ -65,12 +91,29 @@ def test_the_debugger_knows_each_kind_of_test(tests: str | list, entry: str | No
     assert run("Debugger", "debugger.py", kind="code", tests=tests, entry=entry, code=code).passed is passed
 
 
-@pytest.mark.parametrize(("verdict", "passed", "feedback"), [("right", True, ""), ("Wrong", False, "too small")])
+@pytest.mark.parametrize(("verdict", "passed", "feedback"), [("yes", True, ""), ("No", False, "too small")])
 def test_self_critique_judges_after_both_sides(verdict: str, passed: bool, feedback: str) -> None:
-    reply = f"<for>fits</for><against>too small</against><verdict>{verdict}</verdict>"
+    reply = f"<for>fits</for><feedback>too small</feedback><passed>{verdict}</passed>"
     result = run("SelfCritique", "self_critique.py", reply, problem="?", solution="3")
     assert (result.passed, result.writes) == (passed, {"feedback": feedback})
     assert run("SelfCritique", "self_critique.py", "hm", problem="?", solution="3").error
+
+
+def test_self_critique_takes_reviews_place_in_the_simulation() -> None:
+    """It finds wrong solutions and lets right ones pass, about as often as Review, so that Revise has something to do."""
+    library = operators.library(["Custom", "SelfCritique", "Revise"], [ROOT / "examples/self_critique.py"])
+    verdicts: dict[bool, list[bool]] = {True: [], False: []}
+    revised = []
+    for task in toy_tasks("toy_qa", 150, 5):
+        canvas = Canvas(task, library, SimulatedBackend(), CanvasConfig())
+        canvas.graph = Graph.from_text("Custom -> (SelfCritique ? Revise : done)")
+        canvas.run_graph()
+        right = grade(task, canvas.results["n1"].output.rpartition("answer is ")[2].removesuffix(".")).em == 1
+        verdicts[right].append(canvas.results["n2.1"].passed)
+        revised.append("n2.2" in canvas.results)
+    assert sum(verdicts[True]) / len(verdicts[True]) > 0.8  # the tables: 0.92
+    assert sum(verdicts[False]) / len(verdicts[False]) < 0.4  # 0.25
+    assert 20 < sum(revised) < 120
 
 
 def test_the_retriever_finds_the_passage_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +126,28 @@ def test_the_retriever_finds_the_passage_that_fits(tmp_path: Path, monkeypatch: 
     assert "no passage" in run("Retriever", "retriever.py", problem="xyzzy").error
 
 
+def test_the_retriever_ranks_by_bm25(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formula of Robertson and Zaragoza (2009, eq. 3.15), with the logarithm that cannot be negative, in a few lines."""
+    rng, names = random.Random(3), ("ant", "bee", "cat", "dog", "eel", "fox")
+    texts = [" ".join(rng.choices(names, k=rng.randint(2, 30))) for _ in range(9)]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("\n\n".join(texts[:5]))
+    (tmp_path / "sub" / "b.txt").write_text("\n \n".join(texts[5:]))
+    (tmp_path / "c.md").write_text("ant ant ant")  # is no .txt
+
+    def bm25(text: str) -> float:
+        found, mean = text.split(), sum(len(other.split()) for other in texts) / 9
+        total = 0.0
+        for word in ("ant", "fox"):
+            n, f = sum(word in other.split() for other in texts), found.count(word)
+            total += math.log(1 + (9 - n + 0.5) / (n + 0.5)) * f * 2.5 / (f + 1.5 * (0.25 + 0.75 * len(found) / mean))
+        return total
+
+    monkeypatch.setenv("RETRIEVER_DIR", str(tmp_path))
+    notes = run("Retriever", "retriever.py", problem="An ANT, a fox?").writes["plan"]
+    assert notes.split("\n") == ["Passages:", *(f"- {text}" for text in sorted(texts, key=bm25, reverse=True)[:3])]
+
+
 def test_operators_can_be_removed_replaced_and_added() -> None:
     four = operators.library(["Plan", "Programmer", "Custom", "Format"])
     assert "Review" not in system_prompt(four, CanvasConfig())
@@ -92,7 +157,7 @@ def test_operators_can_be_removed_replaced_and_added() -> None:
     everything = operators.library(files=files)
     assert set(everything) == set(operators.library()) | {"Calculator", "Debugger", "SelfCritique", "Retriever"}
     task = toy_tasks("toy_math", 1, 0)[0]
-    canvas = Canvas(task, everything, SimulatedBackend(), CanvasConfig())  # a simulation takes an unknown operator for Custom
+    canvas = Canvas(task, everything, SimulatedBackend(), CanvasConfig())
     canvas.graph = Graph.from_text("Plan -> Calculator -> Format")
     canvas.run_graph()
     assert canvas.answer
