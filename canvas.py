@@ -264,7 +264,8 @@ class Canvas:
                 self.usage.add(reply.usage)
                 return reply.text
 
-            context = Context(op.name, prompt, task.kind, task.entry_point, task.public_tests, inputs, complete)
+            context = Context(op.name, prompt, task.kind, task.entry_point, task.public_tests, inputs, complete,
+                              task.meta.get("frame", ""))
             known = (key, op.run(context))
             self._memo[(node.id, iteration)] = known
             self.ran_last.append(node.id)

@@ -7,7 +7,9 @@ and a tolerance between integers (1000001 for 1000000). Our score can be lower t
 
 DS-1000 (xlang-ai/DS-1000, test_ds1000.py). The task's code_context runs the solution in its own interpreter. That cannot
 be made safe against a program that wants to be judged right (it shares the process with its judge): evaluate with it,
-do not train on it. A program that ends the process early has failed, whatever its exit code.
+do not train on it. A program that ends the process early has failed, whatever its exit code. A solution is a snippet that
+goes on from the code in its question (or completes a function there). That code, which anybody can read, is all that operators
+get: Programmer and Test run the snippet inside it. The test inputs, and whatever else code_context holds, are for the grader.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ import secrets
 
 import sandbox
 from sandbox import RunResult, TestResult
+from tasks import parse
 
 CASE_SECONDS = 4.0  # testing_util.py's timeout, a case
 CALLS_SECONDS = 60.0  # of all calls together, at most
 DS1000_SECONDS = 120.0  # test_ds1000.py's timeout
+FRAME_SECONDS = 60.0  # of a snippet in the code of its question
 DS1000_MEMORY = 8192  # MB of address space: tensorflow and torch reserve several GB
 PRELUDE = ("import sys, time, itertools, collections, math, fractions, random, heapq, bisect, string, re, functools, copy; "
            "from itertools import accumulate, product, permutations, combinations; from functools import lru_cache, reduce; "
@@ -30,6 +34,7 @@ PRELUDE = ("import sys, time, itertools, collections, math, fractions, random, h
 LIBRARIES = {"sklearn": "scikit-learn", "tensorflow": "tensorflow", "skimage": "scikit-image", "PIL": "pillow"}
 
 run_tests = sandbox.memoised(sandbox.run_tests)
+run_program = sandbox.memoised(sandbox.run_program)
 
 
 # -------------------------------------------------------------------------------------------------------------- APPS
@@ -68,14 +73,42 @@ def call_tests(cases: list[dict], entry_point: str, wrapped: bool) -> str:
 # ------------------------------------------------------------------------------------------------------------ DS-1000
 def missing_libraries(code_context: str) -> list[str]:
     """What the context imports, also in the program that it keeps as text, and this Python does not have."""
-    names = set(re.findall(r"^\s*(?:import|from)\s+([A-Za-z_]\w*)", code_context, re.MULTILINE))
+    lines = re.findall(r"^[ \t]*(?:from[ \t]+(\w+)[\w.]*[ \t]+import\b|import[ \t]+([\w., \t]+)$)", code_context, re.MULTILINE)
+    names = {re.split(r"[.\s]", part.strip())[0] for one, several in lines for part in (one or several).split(",")} - {""}
     return sorted(LIBRARIES.get(name, name) for name in names if importlib.util.find_spec(name) is None)
 
 
-def ds1000_solution(answer: str) -> str:
-    """The snippet in an answer, by the official post-processing: up to </code> or END SOLUTION, without <code>."""
-    text = answer.partition("</code>")[0].partition("\nEND SOLUTION")[0]
+def ds1000_solution(text: str) -> str:
+    """The snippet in a reply, by the official post-processing: up to </code>, a closing fence or END SOLUTION."""
+    text = text.partition("</code>")[0].replace("```python", "").partition("```")[0].partition("\nEND SOLUTION")[0]
     return text.replace("<code>", "").replace("BEGIN SOLUTION", "").strip("\n")
+
+
+def run_framed(code: str, frame: str) -> RunResult:
+    """Run a snippet inside the code that its question shows (tasks.ds1000_frame), which is no test but tells errors.
+
+    Where that code alone does not run (it calls a load_data() that only the tests have, or a library is missing), nothing can
+    be said of the snippet: status "ok", unrun.
+    """
+    if not _frame_runs(frame):
+        return RunResult("ok", "", "not run: the code around it does not run by itself", 0.0)
+    return run_program(frame.replace("[insert]", code), "", FRAME_SECONDS, DS1000_MEMORY)
+
+
+def test_framed(code: str, frame: str) -> TestResult | None:
+    """The one public test of a snippet: to run in its frame and to set the variables that the frame asks for. None where the
+    frame does not run."""
+    if not _frame_runs(frame):
+        return None
+    result = run_framed(code, frame)
+    error = "" if result.status == "ok" else f"{result.status}: {result.stderr.strip()[-500:]}"
+    return TestResult(not error, int(not error), 1, error, result.seconds)
+
+
+def _frame_runs(frame: str) -> bool:
+    head = frame.partition("[insert]")[0]
+    alone = head if parse(head) else f"{head}    pass"  # it ends inside a function
+    return run_program(alone, "", FRAME_SECONDS, DS1000_MEMORY).status == "ok"
 
 
 def run_ds1000(solution: str, code_context: str) -> RunResult:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import codegrade
 import sandbox
 from backends import without_thinking
 
@@ -53,6 +54,7 @@ class Context:
     public_tests: str | list
     inputs: Mapping[str, Any]
     complete: Callable[[str, Mapping[str, Any]], str]
+    frame: str = ""  # DS-1000: the code that the question shows, with [insert] where the program goes
 
     def ask(self, note: str = "", **more: Any) -> str:
         """The executor's reply to prompt + inputs (+ a note), without its reasoning. `more`: what an attempt adds or replaces."""
@@ -65,6 +67,8 @@ class Context:
                 parts.append(f"## {key.capitalize()}\n{value}")
         if self.kind == "code" and self.entry_point:
             parts.append(f"The function must be called `{self.entry_point}`. Answer with one ```python block.")
+        if self.frame:
+            parts.append("Write only the code that goes on from the code above, in one ```python block, indented as it goes on.")
         if note:
             parts.append(note)
         return without_thinking(self.complete("\n\n".join(parts), seen))
@@ -257,7 +261,7 @@ def programmer(ctx: Context) -> Result:
         if code is None:
             error = "the reply holds no ```python block"
             continue
-        result = run_program(code, _example_stdin(ctx))
+        result = codegrade.run_framed(code, ctx.frame) if ctx.frame else run_program(code, _example_stdin(ctx))
         output = result.stdout.strip()
         if result.status != "ok":
             error = f"{result.status}: {result.stderr.strip()[-500:]}".strip()
@@ -288,11 +292,14 @@ def answer_generate(ctx: Context) -> Result:
 
 @operator("Test", role="check", reads=("code",), prompt="", description="runs the public tests on the code (code tasks)")
 def test(ctx: Context) -> Result:
-    if not ctx.public_tests:
+    if not ctx.public_tests and not ctx.frame:
         return Result("", error="this task has no public tests")
     if ctx.kind != "code" or not ctx.inputs["code"]:
         return Result("", error="there is no code to test; add a solver before Test")
-    verdict = run_tests(ctx.inputs["code"], ctx.public_tests, ctx.entry_point)
+    verdict = codegrade.test_framed(ctx.inputs["code"], ctx.frame) if ctx.frame else run_tests(
+        ctx.inputs["code"], ctx.public_tests, ctx.entry_point)
+    if verdict is None:
+        return Result("", error="the code in the question does not run by itself, so nothing can be tested")
     if verdict.passed:
         return Result(f"passed {verdict.n_passed}/{verdict.n_total} public tests", {"feedback": ""}, passed=True)
     notes = f"{verdict.n_passed}/{verdict.n_total} public tests passed. {verdict.error}".strip()[:OUTPUT_CHARS]

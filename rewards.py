@@ -242,7 +242,7 @@ def grade_ds1000(task: Task, answer: str) -> Grade:
     if missing := codegrade.missing_libraries(task.hidden_tests):
         message = f"{task.id} needs libraries that are not installed: pip install {' '.join(missing)}"
         return Grade(0.0, 0.0, 0.0, error=message)
-    solution = extract_code(answer) or codegrade.ds1000_solution(answer)
+    solution = codegrade.ds1000_solution(extract_code(answer.partition("</code>")[0]) or answer)
     return _passed(codegrade.run_ds1000(solution, task.hidden_tests).status == "ok")
 
 

@@ -206,6 +206,8 @@ def _code_task(task: Task, meta: dict) -> Task:
         setup = [part for part in (meta.get("test_imports"), meta.get("test_setup_code")) if part]
         hidden = "\n".join([*(part if isinstance(part, str) else "\n".join(part) for part in setup), hidden])
         public = public or _first_assert(hidden)
+    if task.source == "ds1000":
+        kept["frame"] = ds1000_frame(prompt)
     if task.source == "apps" and entry_point and isinstance(hidden, list) and isinstance(public, list):
         hidden, public = _int_keys(hidden), _int_keys(public)
     return replace(task, answers=(body,), entry_point=entry_point, public_tests=public, hidden_tests=hidden, meta=kept)
@@ -253,6 +255,18 @@ def sample_cases(question: str, cases: list[dict]) -> list[dict]:
     shown = [case for case in cases if isinstance(case["input"], str) and case["input"].strip()
              and plain(case["input"]) in examples and plain(case["output"]) in examples]
     return shown or cases[:1]
+
+
+def ds1000_frame(prompt: str) -> str:
+    """The code that a DS-1000 question shows around its solution, with [insert] for it; "" if it shows none.
+
+    That is the last <code> block that holds something, closed or (where a function has to be completed) open, or the whole
+    question where it is code as in the Matplotlib ones; at the end the variables into which the solution has to be put.
+    """
+    blocks = [block for block in re.findall(r"<code>\n?(.*?)(?:</code>|\Z)", prompt, re.DOTALL) if block.strip()]
+    shown = blocks[-1] if blocks else prompt if "# SOLUTION START" in prompt else ""
+    wanted = re.search(r"^([\w, ]+?) *= *\.\.\. *# *put solution in th", prompt, re.MULTILINE)
+    return f"{shown.rstrip()}\n[insert]\n{wanted[1] if wanted else ''}" if shown.strip() else ""
 
 
 def parse(text: str) -> list[ast.stmt]:
