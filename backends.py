@@ -164,13 +164,15 @@ class OpenAIBackend:
 
     def __init__(self, urls: Iterable[str], model: str, api_key_env: str | None = None, *, temperature: float = 0.0,
                  max_tokens: int = 2048, timeout: float = 120.0, retries: int = 7, concurrency: int = 32,
-                 prices: tuple[float, float] | None = None, extra: Mapping[str, Any] | None = None) -> None:
+                 prices: tuple[float, float] | None = None, extra: Mapping[str, Any] | None = None,
+                 role: str = "executor") -> None:
         from endpoint import Endpoint, read_key  # late: the simulated default needs no HTTP library
 
-        self.key_name, key = api_key_env, read_key(api_key_env) if api_key_env else ""
+        self.role = role  # what messages and flags call it
+        self.key_name, key = api_key_env, read_key(api_key_env, f"--{role}-key-env") if api_key_env else ""
         self.endpoints = [Endpoint(url, key, concurrency) for url in urls]
         if not self.endpoints:
-            raise ValueError("the openai executor needs at least one --executor-url")
+            raise ValueError(f"the openai {role} needs at least one --{role}-url")
         self.parameters = request_parameters(model, extra, temperature, max_tokens)
         self.timeout, self.retries, self.prices = timeout, retries, prices
         self._slots = threading.BoundedSemaphore(concurrency)
@@ -209,7 +211,7 @@ class OpenAIBackend:
                 self._tell(True, f"does not answer; trying again for {limit - time.monotonic():.0f} s. {last}")
             time.sleep(wait)
         self._in_vain = unusable < UNUSABLE_ANSWERS
-        raise ExecutorError(f"no answer from the executor in {attempts} attempts ({time.monotonic() - began:.0f} s); "
+        raise ExecutorError(f"no answer from the {self.role} in {attempts} attempts ({time.monotonic() - began:.0f} s); "
                             f"the last: {last}")
 
     def _take(self, tried: list[Any]) -> Any:
@@ -271,7 +273,7 @@ class OpenAIBackend:
         if choice.get("finish_reason") == "length":  # its tokens were used up by reasoning: the model failed, not the server
             if not self._told_of_cut:
                 self._told_of_cut = True
-                print("executor: max_tokens is too small for this model: an answer ended within its reasoning and counts as "
+                print(f"{self.role}: max_tokens is too small for this model: an answer ended within its reasoning and counts as "
                       "empty. Raise it with --executor-extra '{\"max_tokens\": 16384}'.", file=sys.stderr, flush=True)
             return ""
         but = " but reasoning" if message.get("reasoning_content") or message.get("reasoning") else ""
@@ -287,7 +289,7 @@ class OpenAIBackend:
     def _hint(self, status: int) -> str:
         if status in (401, 403):
             return (f"(the key in {self.key_name} was refused)" if self.key_name else
-                    "(the server wants a key; name the environment variable that holds it with --executor-key-env)")
+                    f"(the server wants a key; name the environment variable that holds it with --{self.role}-key-env)")
         if status == 404:
             return f"(is {self.parameters['model']!r} the server's name of the model, and the URL right up to /v1?)"
         return "(redirects are not followed; give the final address)" if 300 <= status < 400 else ""
@@ -297,7 +299,7 @@ class OpenAIBackend:
         with self._lock:
             changed, self._troubled = self._troubled != troubled, troubled
         if changed:
-            print(f"executor: {text}", file=sys.stderr, flush=True)
+            print(f"{self.role}: {text}", file=sys.stderr, flush=True)
 
 
 def _valid(text: str) -> str:

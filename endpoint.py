@@ -102,15 +102,15 @@ class Endpoint:
         return " ".join("".join(c if c.isprintable() else " " for c in self.redact(text)).split())[:300]
 
 
-def read_key(name: str) -> str:
-    """The API key in the environment variable `name`. Raises ValueError, which never quotes a key."""
+def read_key(name: str, flag: str = "--executor-key-env") -> str:
+    """The API key in the environment variable `name`, which `flag` gave. Raises ValueError, which never quotes a key."""
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-        raise ValueError("--executor-key-env takes the name of an environment variable, not the key itself")
+        raise ValueError(f"{flag} takes the name of an environment variable, not the key itself")
     key = os.environ.get(name, "").strip()
     if not key:
-        raise ValueError(f"the environment variable {name} (--executor-key-env) is empty or not set")
+        raise ValueError(f"the environment variable {name} ({flag}) is empty or not set")
     if not key.isascii() or not key.isprintable():
-        raise ValueError(f"the environment variable {name} (--executor-key-env) holds characters that no header can carry")
+        raise ValueError(f"the environment variable {name} ({flag}) holds characters that no header can carry")
     return key
 
 

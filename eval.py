@@ -43,6 +43,7 @@ from flags import (
     preset_defaults,
 )
 from graph import GraphError
+from llm_judge import make_judge
 from lora import add_lora, load_adapter, read_adapter
 from metrics import evaluation_record
 from policy import ChatTokenizer
@@ -55,6 +56,20 @@ from vllm_sampler import ServerError
 AT_ONCE = 64  # episodes played together
 BASELINES = ("direct", "self-consistency", "random", "untrained")
 MAY_CHANGE = {"out", "resume", "baseline", "runs", "limit", "workers", "data_given", "executor_cache", "replay"}  # on resume
+
+
+class JudgedWorld(World):
+    """A world in which an LLM gives its opinion of every answer that was graded, if --judge-url names one."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.judge = make_judge(args.judge_url, args.judge_model, args.judge_key_env, timeout=args.executor_timeout,
+                                concurrency=args.executor_concurrency, cache=args.executor_cache, replay=args.replay)
+
+    def score(self, tau: Trajectory) -> None:
+        super().score(tau)
+        if self.judge and not tau.dropped:
+            tau.judge = self.judge.verdict(tau.task, tau.answer)
 
 
 def rollout_config(args: argparse.Namespace, world: World) -> RolloutConfig:
@@ -166,6 +181,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--train-data", nargs="+", metavar="FILE", help="what the policy was trained on; default: the run's")
     group.add_argument("--policy-prices", nargs=2, type=float, metavar=("IN", "OUT"),
                        help="dollars per million tokens read and written; default: unknown")
+    group.add_argument("--judge-url", nargs="+", metavar="URL", help="server(s) of an LLM that judges answers too, in a table "
+                       "beside the scores; its calls use --executor-timeout, -concurrency and -cache")
+    group.add_argument("--judge-model", help="model name at --judge-url")
+    group.add_argument("--judge-key-env", metavar="NAME", help="environment variable that holds the judge's API key")
     group.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two eval.json, and nothing else")
     group.add_argument("--ask", metavar="QUESTION", help="design a workflow for one question, show how, print the answer")
     group.add_argument("--kind", choices=("math", "choice", "qa", "code"), default="qa", help="of --ask (default %(default)s)")
@@ -335,10 +354,12 @@ def run(args: argparse.Namespace) -> None:
     if args.save_workflow and not args.ask:
         raise UsageError("--save-workflow needs --ask, the question that a workflow is designed for")
     if args.ask is not None:
+        if args.judge_url:
+            raise UsageError("--judge-url compares answers with the right ones; a question of --ask has none")
         return ask(args)
     if args.runs < 1 or args.workers < 1 or (args.limit is not None and args.limit < 1):
         raise UsageError("--runs, --workers and --limit must be at least 1")
-    tasks, world = choose_tasks(args), World(args)
+    tasks, world = choose_tasks(args), JudgedWorld(args)
     check_baselines(args.baseline, world, tasks, args.policy_url)
     train = training_tasks(args)
     iid = sorted({task.source for task in train}) if train else stats.IN_DISTRIBUTION
@@ -348,6 +369,7 @@ def run(args: argparse.Namespace) -> None:
     executor = world.backend.name + (" (a simulation, no LLM)" if "simulated" in world.backend.name else "")
     notes = [f"policy {args.model}, adapter {args.adapter or 'none'}; executor {executor}; {args.runs} runs a task",
              contamination(train, tasks)]
+    notes += [f"LLM judge {args.judge_model}: beside the scores, not in them"] if world.judge else []
     shown = stats.as_markdown(found, notes)
     print(shown)
     for kind, text in stats.commonest_texts(records).items():

@@ -127,4 +127,4 @@ def evaluation_record(tau: Any, method: str = "policy", policy_price: Sequence[f
     scores = {"score": grade.score, "em": grade.em, "f1": grade.f1} if grade else {"score": 0.0, "em": 0.0, "f1": 0.0}
     return {**trajectory_record(tau, 0), "method": method, "run": tau.index, **scores, "operators": len(names),
             "operator_types": len(set(names)), "policy_tokens_read": read, "seconds": sum(tau.seconds.values()),
-            "dollars": dollars, "grader_error": grade.error if grade else ""}
+            "dollars": dollars, "grader_error": grade.error if grade else "", "judge": tau.judge}

@@ -54,6 +54,7 @@ class Trajectory:
     grade: Any = None
     parts: Any = None
     reward: float | None = None
+    judge: str = ""                                  # an LLM judge's verdict, if one was asked (llm_judge.py)
     advantage: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"policy": 0.0, "executor": 0.0, "grading": 0.0})
 

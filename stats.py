@@ -169,14 +169,40 @@ def comparison_table(found: Sequence[dict[str, Any]], left: str, right: str) -> 
                              for r in found)])
 
 
+def judged(records: Sequence[Record], iid: Sequence[str]) -> list[dict[str, Any]]:
+    """What an LLM judge said, a row for every part in which it was asked: its share of "right" over the answers on which it
+    has a verdict, the rules' score and EM on the same answers, how often "right" is EM 1, and the answers without a verdict."""
+    found = []
+    for name, part in parts([r for r in records if r["judge"]], iid) if any(r["judge"] for r in records) else ():
+        clear = [r for r in part if r["judge"] in ("right", "wrong")]
+        right = by_task(clear, lambda r: float(r["judge"] == "right"))
+        mean, low, high = interval(list(right.values())) if clear else (None, None, None)
+        found.append({"source": name, "answers": len(part), "right": mean, "low": low, "high": high,
+                      "score": fmean(by_task(clear, _score).values()) if clear else None,
+                      "em": fmean(by_task(clear, lambda r: r["em"]).values()) if clear else None,
+                      "agrees": fmean((r["judge"] == "right") == (r["em"] == 1) for r in clear) if clear else None,
+                      "unparsable": sum(r["judge"] == "unparsable" for r in part),
+                      "failed": sum(r["judge"] == "failed" for r in part)})
+    return found
+
+
+def judge_table(found: Sequence[dict[str, Any]]) -> str:
+    head = ("", "answers", "judge: right (95%)", "score", "EM", "judge = EM", "unparsable", "failed")
+    return markdown([head, *((
+        r["source"], str(r["answers"]), *(("no verdict", "-", "-", "-") if r["right"] is None else (
+            f"{r['right']:.3f} ({r['low']:.3f}-{r['high']:.3f})", f"{r['score']:.3f}", f"{r['em']:.3f}", f"{r['agrees']:.1%}")),
+        str(r["unparsable"]), str(r["failed"])) for r in found)])
+
+
 # ---------------------------------------------------------------------------------------------------------- evaluations
 def results(records: list[dict[str, Any]], methods: Sequence[str], iid: Sequence[str]) -> dict[str, Any]:
     """What eval.json holds beside flags: rows by method, comparisons with the policy, and scores by method and task."""
     of = {method: [r for r in records if r["method"] == method] for method in methods}
-    kept = ("method", "task_id", "run", "source", "kind", "score", "em", "f1", "dropped")
+    kept = ("method", "task_id", "run", "source", "kind", "score", "em", "f1", "dropped", "judge")
     return {"rows": rows(of["policy"], iid), "baselines": {m: rows(of[m], iid) for m in methods if m != "policy"},
             "comparisons": {m: comparison(of["policy"], of[m], iid) for m in methods if m != "policy"},
-            "iid_sources": list(iid), "scores": [{name: r[name] for name in kept} for r in records]}
+            "judge": {m: judged(of[m], iid) for m in methods}, "iid_sources": list(iid),
+            "scores": [{name: r[name] for name in kept} for r in records]}
 
 
 def as_markdown(found: dict[str, Any], notes: Sequence[str]) -> str:
@@ -184,6 +210,8 @@ def as_markdown(found: dict[str, Any], notes: Sequence[str]) -> str:
     blocks += [f"{name}\n\n{table(rows)}" for name, rows in found["baselines"].items()]
     blocks += [f"policy against {name}, paired over tasks\n\n{comparison_table(rows, 'policy', name[:24])}"
                for name, rows in found["comparisons"].items()]
+    blocks += [f"{name}, as the LLM judge sees it; code is tested and not judged\n\n{judge_table(rows)}"
+               for name, rows in found["judge"].items() if rows]
     return "\n\n".join(blocks)
 
 

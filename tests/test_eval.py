@@ -35,7 +35,8 @@ def record(task: str = "a", score: float = 1.0, **more: object) -> dict:
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "calls": 2, "cached": 0}
     return {"method": "policy", "task_id": task, "run": 0, "source": "gsm8k", "kind": "math", "score": score, "em": score, "f1":
             score, "dropped": "", "parts": {"diversity": 1.0}, "turns": [], "operators": 3, "operator_types": 2, "usage": usage,
-            "n_policy_tokens": 7, "seconds": 1.0, "dollars": 0.5, "stop_reason": "finished", "workflow": "Plan", **more}
+            "n_policy_tokens": 7, "seconds": 1.0, "dollars": 0.5, "stop_reason": "finished", "workflow": "Plan",
+            "judge": "", **more}
 
 
 # ---- statistics -------------------------------------------------------------------------------------------------------
@@ -265,6 +266,12 @@ def test_a_recorded_evaluation_and_its_replays_give_the_same_table(small: list, 
     (["--baseline", "fixed:Plan -> Nonsense"], "unknown operator 'Nonsense'"),
     (["--baseline", "fixed:Plan ->"], "--baseline 'fixed:Plan ->'"),
     (["--resume"], "--resume needs --out"), (["--runs", "0"], "must be at least 1"),
+    (["--judge-url", "http://x"], "--judge-url and --judge-model belong together"),
+    (["--judge-model", "m"], "--judge-url and --judge-model belong together"),
+    (["--judge-key-env", "KEY"], "--judge-key-env belongs to --judge-url"),
+    (["--judge-url", "ftp://x", "--judge-model", "m"], "is no server's URL"),
+    (["--judge-url", "http://x", "--judge-model", "m", "--judge-key-env", "NOT_SET_17"], "NOT_SET_17 (--judge-key-env) is empty"),
+    (["--judge-url", "http://x", "--judge-model", "m", "--ask", "What?"], "a question of --ask has none"),
     (["--save-workflow", "w.json"], "needs --ask"), (["--ask", " "], "the question is empty"),
     (["--compare", "nowhere.json", "nowhere.json"], "No such file"),
 ])
