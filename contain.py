@@ -207,7 +207,7 @@ def become_job(config: dict, roles: dict[str, types.CodeType]) -> None:
     sys.path[:] = ["", *sys.path[1:], *config["path"]]
     sys.argv[:] = ["program.py"]
     module, role = config["role"]
-    for name in {"": (), "wire": ("wire",), "judge": ("wire", "judge")}[module]:
+    for name in {"": (), "wire": ("codec", "wire"), "judge": ("codec", "wire", "judge")}[module]:
         sys.modules[name] = types.ModuleType(name)
         exec(roles[name], sys.modules[name].__dict__)
     (sys.modules[module].__dict__ if module else globals())[role](config)

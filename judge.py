@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from wire import NOTHING, Expired, Peer, Ref, program_line
+from wire import BETWEEN_OWN, FORWARDED, NOTHING, SPECIAL, Expired, Peer, Ref, apply, program_line
 
 MODULES = ("math", "re", "sys", "os", "random", "collections", "itertools", "functools", "operator", "string", "typing",
            "datetime", "decimal", "fractions", "statistics", "heapq", "bisect", "copy", "json", "time", "unittest", "numpy")
@@ -92,9 +92,35 @@ def loose(value: object) -> object:
     return {key: loose(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def perform(op: str, thing: object, *args: object, **named: object) -> object:
+    """What the program may do to what the tests hand out: call it, iterate, use objects of the tests' own classes; no more.
+
+    Names that begin with an underscore, and frames, would lead from there to the tests' text and expected values.
+    """
+    if op in ("input", "read", "readline"):
+        return builtins.input(thing) if op == "input" else getattr(sys.stdin, op)(thing)
+    kind, name = type(thing), str(args[0]) if args else ""
+    if op == "call":
+        return thing(*args, **named)
+    if isinstance(thing, Iterator) and op in ("iter", "next"):
+        return apply(op, thing)
+    own = kind.__module__ == "tests" or kind is types.SimpleNamespace
+    if op == "getattr" and isinstance(thing, types.FunctionType) and name in SPECIAL[:3]:
+        return getattr(thing, name)
+    if op in ("getattr", "setattr"):
+        if name.startswith("_") or not (own or (op == "getattr" and kind.__module__ in ("_io", "unittest.mock"))):
+            raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r} for a program")
+        if hasattr(kind, name) if kind.__module__ == "unittest.mock" else op == "setattr" and callable(getattr(kind, name, None)):
+            raise AttributeError(f"{name!r} is the tests' own")
+        return getattr(thing, name) if op == "getattr" else setattr(thing, name, *args[1:])
+    if op in FORWARDED + BETWEEN_OWN and (own or kind.__module__ == "_io"):
+        return apply(op, thing, *args)
+    raise TypeError(f"a program cannot ask for {op!r} here")
+
+
 def judge(config: dict) -> None:
     """Role: execute the tests against proxies and write the verdict."""
-    peer = Peer(config["wire"], lambda op, function, *args, **named: function(*args, **named), callbacks_only=True)
+    peer = Peer(config["wire"], perform, callbacks_only=True)
     tests, entry = config["tests"], config["entry_point"]
     verdict = Verdict(peer, config, tests.split("\n") if isinstance(tests, str) else [])
     signal.signal(signal.SIGALRM, verdict.expire)
@@ -110,6 +136,8 @@ def judge(config: dict) -> None:
     except BaseException as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
         verdict.errors.insert(0, verdict.explain(error)[:1000])
+    if peer.closed:  # which a test may have caught
+        verdict.errors.append("the program's process ended")
     verdict.write(done=True)
 
 
@@ -182,30 +210,117 @@ def judge_text(verdict: Verdict, tests: str, entry: str | None) -> None:
     known |= {"np": __import__("numpy")} if "np" in bases else {}
     known |= {name: getattr(__import__(STANDARD[name]), name) for name in names & STANDARD.keys() if name != entry}
     found = load(verdict.peer, names - known.keys(), entry, bool(free - known.keys()))
-    space = {"__name__": "tests", **found, **known}
+    verdict.peer.classes = {id(value) for name, value in found.items() if name[0].isupper()}
+    verdict.peer.watch = looks_at_arguments(nodes, {*found, "candidate", "solution"})
+    space = {"__name__": "tests", "super": super_of, **found, **known}
+    plain = {name: value for name, value in found.items() if name in free and not isinstance(value, Ref)}
+
+    def run(action: Callable, *args: object) -> None:
+        """Perform a test after what the program has made of its global variables."""
+        space.update(verdict.peer.ask("names", *plain) if plain else {})
+        verdict.peer.last = NOTHING
+        action(*args)
+
     sys.modules["solution"] = types.ModuleType("solution")
     vars(sys.modules["solution"]).update(found)
     if "unittest" in known or "unittest" in tests:
         __import__("unittest").main = lambda *args, **named: None  # the cases are run below
     for node in tree.body:
-        verdict.unit(exec, compile(ast.Module([node], []), "tests", "exec", dont_inherit=True), space, counts=is_test(node))
+        code = compile(ast.Module([node], []), "tests", "exec", dont_inherit=True)
+        verdict.unit(run, exec, code, space, counts=is_test(node))
     for name in functions:
-        verdict.unit(space.get(name), *([found[entry]] if name == "check" else []))
-    unittest_cases(verdict, [space[name] for name in sorted(defined) if isinstance(space.get(name), type)])
+        verdict.unit(run, space.get(name), *([found[entry]] if name == "check" else []))
+    classes = [space[name] for name in sorted(defined) if isinstance(space.get(name), type)]
+    unittest = sys.modules.get("unittest")
+    cases = [kind for kind in classes if unittest and issubclass(kind, unittest.TestCase)]
+    unittest_cases(verdict, cases)
+    for kind in classes:
+        for name in vars(kind) if kind not in cases and kind.__name__.startswith("Test") else ():
+            if name.startswith("test"):
+                verdict.unit(run, test_method, kind, name)
     verdict.expected = verdict.expected if verdict.expired else 0
 
 
-def unittest_cases(verdict: Verdict, classes: list[type]) -> None:
+def test_method(kind: type, name: str) -> None:
+    """A method of a test class as pytest knows it: an object of its own, setup_method and teardown_method around."""
+    it = kind()
+    getattr(it, "setup_method", lambda: None)()
+    try:
+        getattr(it, name)()
+    finally:
+        getattr(it, "teardown_method", lambda: None)()
+
+
+def unittest_cases(verdict: Verdict, cases: list[type]) -> None:
     """Run TestCase classes; a skipped test does not count (a program's SkipTest arrives as a plain error)."""
-    unittest = sys.modules.get("unittest")
-    for kind in classes if unittest else ():
-        if issubclass(kind, unittest.TestCase) and not verdict.expired:
-            suite, result = unittest.TestLoader().loadTestsFromTestCase(kind), unittest.TestResult()
-            count = suite.countTestCases()
-            suite.run(result)
-            failed = result.errors + result.failures + [(case, "unexpected success") for case in result.unexpectedSuccesses]
-            count -= len(result.skipped)
-            verdict.total += max(count, len(failed))
-            verdict.passed += max(count - len(failed), 0)
-            verdict.errors += [f"{case}: {text.strip().splitlines()[-1]}"[:1000] for case, text in failed]
-            verdict.write()
+    for kind in cases if not verdict.expired else ():
+        unittest = sys.modules["unittest"]
+        suite, result = unittest.TestLoader().loadTestsFromTestCase(kind), unittest.TestResult()
+        count = suite.countTestCases()
+        suite.run(result)
+        failed = result.errors + result.failures + [(case, "unexpected success") for case in result.unexpectedSuccesses]
+        count -= len(result.skipped)
+        verdict.total += max(count, len(failed))
+        verdict.passed += max(count - len(failed), 0)
+        verdict.errors += [f"{case}: {text.strip().splitlines()[-1]}"[:1000] for case, text in failed]
+        verdict.write()
+
+
+def super_of(*args: object) -> object:
+    """super() in the tests; in a class that derives from the program's, it is the program's."""
+    if args:
+        return super(*args)
+    variables = sys._getframe(1).f_locals
+    kind, it = variables["__class__"], variables[sys._getframe(1).f_code.co_varnames[0]]
+    if not isinstance(kind, Ref):
+        return super(kind, it)
+    return type("super", (), {"__getattribute__": lambda self, name: kind._peer.ask("super", kind, it, name)})()
+
+
+def looks_at_arguments(nodes: list[ast.AST], program: set[str]) -> bool:
+    """Whether a test looks at what it has passed to the program, other than to compute what the result should be.
+
+    Only then are arguments that a call with a result has changed handed back: a program that empties the list for
+    `f(x) == sorted(x)` gains nothing, while `f(x); assert x == [1, 2]` sees what f did.
+    """
+    places = (ast.Name, ast.Attribute, ast.Subscript)
+
+    def mentions(node: ast.AST, names: set[str]) -> bool:
+        return any(isinstance(part, places) and ast.unparse(part) in names for part in ast.walk(node))
+
+    def plainly(node: ast.AST, names: set[str]) -> bool:  # but for what only says where to look, like k in x[:k]
+        return any(plainly(part, names) for part in ast.iter_child_nodes(node) if part is not getattr(node, "slice", None)) or (
+            isinstance(node, places) and ast.unparse(node) in names)
+
+    def asks(node: ast.AST) -> bool:
+        return any(isinstance(part, ast.Call) and mentions(part.func, program | results) for part in ast.walk(node))
+
+    results: set[str] = set()  # names of what the program has returned
+    for _ in range(2):
+        for node in nodes:
+            source = next((value for name in ("value", "iter", "context_expr")
+                           if (value := getattr(node, name, None)) is not None), None)
+            targets = getattr(node, "targets", None) or [getattr(node, "target", None) or getattr(node, "optional_vars", None)]
+            if isinstance(node, ast.FunctionDef) and asks(node) and not node.name.startswith(("test", "check", "set")):
+                program = program | {node.name}
+            elif isinstance(source, ast.AST) and targets[0] is not None and (asks(source) or mentions(source, results)):
+                results |= {ast.unparse(part) for target in targets for part in ast.walk(target) if isinstance(part, places)}
+    passed, todo = set(), [arg for node in nodes if isinstance(node, ast.Call) and mentions(node.func, program | results)
+                           for arg in (*node.args, *(word.value for word in node.keywords))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, places):
+            passed.add(ast.unparse(node))
+        elif isinstance(node, (ast.List, ast.Tuple, ast.Starred, ast.Dict)):
+            todo += ast.iter_child_nodes(node)
+
+    for node in nodes:
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.test] if isinstance(
+            node, ast.Assert) else node.args if isinstance(node, ast.Call) and "assert" in getattr(node.func, "attr", "") else []
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)) and any(
+                mentions(side, passed) for side in sides) and not isinstance(node.comparators[0], ast.Constant):
+            return True
+        if any(mentions(side, passed) for side in sides) and not any(
+                asks(side) or plainly(side, results) for side in sides):
+            return True
+    return False

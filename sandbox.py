@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, BinaryIO
 
+import codec
 import contain
 import judge
 import memo
@@ -91,7 +92,7 @@ def _infrastructure() -> Iterator[None]:
 @functools.cache
 def _inside() -> tuple[types.CodeType, dict[str, types.CodeType]]:
     """The children's code, compiled once here instead of once in every child: contain.py; what the roles need, in order."""
-    code = {it.__name__: compile(inspect.getsource(it), f"{it.__name__}.py", "exec") for it in (contain, wire, judge)}
+    code = {it.__name__: compile(inspect.getsource(it), f"{it.__name__}.py", "exec") for it in (contain, codec, wire, judge)}
     return code.pop("contain"), code
 
 
@@ -389,8 +390,7 @@ def doctor() -> str:
         why = f" ({settled.missing.get(layer, 'not needed, or not for this user')})" if state == "MISSING" else ""
         lines.append(f"{state:9s} {layer:11s} {text}{why}")
     lines += [f"{'OPEN' if key in settled.openings else 'closed':9s} {text}" for key, text in contain.OPENINGS.items()]
-    lines.append("This stops accidents and known attacks, not a kernel exploit: train in a VM or container without credentials.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "This stops accidents and known attacks, not a kernel exploit: train in a VM without credentials."])
 
 
 if __name__ == "__main__":

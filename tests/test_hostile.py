@@ -323,13 +323,21 @@ FORGERIES = {
 }
 
 
+# More of them, aimed at what crosses between program and tests: callbacks, objects, changed arguments, content that lies.
+for _case in (Path(__file__).parent / "forgeries.txt").read_text().removeprefix("=== ").split("\n=== "):
+    _name, _, _body = _case.partition("\n")
+    FORGERIES[_name] = tuple(_body.split("--- tests\n"))
+
+
 @pytest.mark.parametrize("attack", FORGERIES)
 def test_a_forgery_passes_a_naive_runner_and_fails_here(attack: str, tmp_path: Path) -> None:
     code, tests = FORGERIES[attack]
-    result = run_tests(code, tests, timeout=5)
+    result = run_tests(code, tests, "f" if "\ndef f(" in f"\n{code}" else None, timeout=5)
     assert not result.passed, result
     assert result.error
-    assert result.n_passed < max(result.n_total, 1)
+    assert result.n_passed < max(result.n_total, 1) or "process ended" in result.error
+    tests += "\ncheck(f)" * ("def check" in tests and "\ncheck(" not in tests) + "\ntest()" * ("def test()" in tests) + (
+        "\nunittest.main()" * ("TestCase" in tests and "main()" not in tests))
     assert naive(["-c", f"{code}\n{tests}"], tmp_path, timeout=10)[1] == 0, "the forgery does not even pass the naive runner"
 
 

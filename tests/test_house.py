@@ -7,10 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("*.py"))}
-ENVIRONMENT = {"sandbox", "contain", "judge", "wire", "memo", "tasks", "toys", "convert", "backends", "endpoint", "simulated",
-               "operators", "graph", "edits", "canvas", "rewards", "mathgrade", "codegrade", "report", "baselines", "metrics",
-               "stats", "play", "llm_judge"}
-MODEL = {"lora", "qwen3", "shards", "policy", "vllm_sampler", "vllm_check"}
+ENVIRONMENT = {"sandbox", "contain", "judge", "wire", "codec", "memo", "tasks", "toys", "convert", "backends", "endpoint",
+               "simulated", "operators", "graph", "edits", "canvas", "rewards", "mathgrade", "codegrade", "report", "baselines",
+               "metrics", "stats", "play", "llm_judge"}
+MODEL = {"lora", "qwen3", "shards", "policy", "vllm_sampler", "vllm_fleet", "vllm_check"}
 
 
 def imports(tree: ast.AST, top_only: bool = False) -> set[str]:

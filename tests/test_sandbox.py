@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import contain
+import judge
 import sandbox
 import wire
 from sandbox import RunResult, SandboxError, TestResult, memoised, run_program, run_tests
@@ -730,41 +731,63 @@ def test_a_dishonest_program_does_not_pass(attack: str) -> None:
     assert result.n_passed == (attack == "early answers"), result  # a guess may hit once, as any constant would
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"\xff\xff\xff\xff",
-        b"\0\0\0\2[]",
-        b"\0\0\0\4null",
-        b'\0\0\0\x0f["return",[1],1]',
-        b'\0\0\0\x1a["return",["yours",0],null]',
-        b'\0\0\0\x1e["do","getattr",[5,"x"],{}]',
-    ],
-    ids=range(6),
-)
-def test_broken_messages_fail_the_program(raw: bytes) -> None:
-    code = f"import os\nfor fd in range(3, 99):\n    try: os.write(fd, {raw!r})\n    except OSError: pass\nos._exit(0)"
-    assert not run_tests(code, ADD_TESTS, "add", timeout=3).passed
+MESSAGES = [
+    ["return", ["yours", [0]], None, ""], ["return", ["same", [0, ["list", []]]], None, ""],
+    ["return", ["builtin", ["eval"]], None, ""], ["return", ["type", ["__import__"]], None, ""],
+    ["return", ["namedtuple", ["P", "a b", 1]], None, ""], ["return", ["namedtuple", [[], "a b", 1]], None, ""],
+    ["return", ["ref", [0, "x", "list"]], None, ""], ["return", [1], 1],
+    ["return", ["exception", ["AssertionError"]], None, ""], ["return", 0, ["tuple", [["same", [0, ["list", []]]]]], ""],
+    ["raise", "x", [["Expired"], ["tuple", []], ["dict", []], None], ""],
+    ["raise", "x", [["SkipTest"], ["tuple", []], ["dict", []], 1], ""],
+    ["raise", "x", [["SystemExit"], ["tuple", [0]], ["dict", []], None], ""],
+    ["raise", "x", [["KeyboardInterrupt"], 3, 4, 5], ""], ["raise", "x", [[], None, None, None], ""],
+    ["do", "eval", ["1"], {}, False, ""], ["do", "getattr", [5, "x"], {}, False, ""],
+    ["do", "call", [["yours", [-1]], 1], {}, False, ""], ["do", "getattr", [["yours", [0]], "__globals__"], {}, False, ""],
+    ["do", "read", [-1], {}, False, ""], ["return"], [], {"a": 1}, 3, None,
+]
+RAW = [b"\xff\xff\xff\xff", b"\0\0\0\2[]", b"\0\0\0\4null", *(
+    len(json.dumps(message)).to_bytes(4, "big") + json.dumps(message).encode() for message in MESSAGES)]
 
 
-def test_only_functions_that_the_tests_hand_out_can_be_called_back() -> None:
+@pytest.mark.parametrize("raw", RAW, ids=range(len(RAW)))
+def test_broken_and_forged_messages_fail_the_program(raw: bytes) -> None:
+    """Whether they come while the program loads or as the answer to a call."""
+    say = f"import os\nfor fd in range(3, 99):\n    try: os.write(fd, {raw!r})\n    except OSError: pass\nos._exit(0)"
+    result = run_tests(say, ADD_TESTS, "add", timeout=3)
+    assert not result.passed
+    tests = "items = [1, 2]\nassert add(items) == [3]\nassert sum(items) == 3\nassert add(items) == items[:1] * 3\n"
+    result = run_tests("def add(items):\n    " + say.replace("\n", "\n    "), tests, "add", timeout=3)
+    assert not result.passed
+    assert result.n_passed <= 1
+
+
+def test_only_what_the_tests_hand_out_can_be_asked_and_only_for_what_is_public() -> None:
     left, right = sandbox.socket.socketpair()
-    peer = wire.Peer(left.fileno(), lambda op, function, *args: function(*args), callbacks_only=True)
+    peer = wire.Peer(left.fileno(), judge.perform, callbacks_only=True)
     other = wire.Peer(right.fileno(), print, callbacks_only=False)
-    handed = peer.encode(len_of := lambda text: len(text))
-    assert peer.objects == [len_of]
-    assert peer.encode(eval) == ["builtin", "eval"]
+    node = type("Node", (), {"__module__": "tests", "value": 5, "method": lambda self: 6, "_secret": 7})()
+    function, instance, generator = (peer.encode(it)[1][0] for it in (lambda text: len(text), node, (x for x in "a")))
+    assert peer.encode(eval) == ["builtin", ["eval"]]
     with pytest.raises(KeyError):
-        peer.decode(["builtin", "eval"])
+        peer.decode(["builtin", ["eval"]])
     for op, args, answer in (
-        ("call", [["yours", handed[1][0]], "abc"], ["return", 3, None, ""]),
-        ("getattr", [["yours", 0], "__globals__"], "raise"),
-        ("call", [["type", "type"], "X", ["tuple", []], ["dict", []]], "raise"),
+        ("call", [["yours", [function]], "abc"], ["return", 3, None, ""]),
+        ("getattr", [["yours", [instance]], "value"], ["return", 5, None, ""]),
+        ("setattr", [["yours", [instance]], "value", 8], ["return", None, None, ""]),
+        ("next", [["yours", [generator]]], ["return", "a", None, ""]),
+        ("getattr", [["yours", [function]], "__globals__"], "raise"),
+        ("getattr", [["yours", [instance]], "_secret"], "raise"),
+        ("getattr", [["yours", [instance]], "__class__"], "raise"),
+        ("setattr", [["yours", [instance]], "method", 1], "raise"),
+        ("getattr", [["yours", [generator]], "gi_frame"], "raise"),
+        ("call", [["type", ["type"]], "X", ["tuple", []], ["dict", []]], "raise"),
         ("eval", ["1"], "raise"),
+        ("eval", [["yours", [function]]], "raise"),
     ):
-        peer.serve(["do", op, args, {}])
+        peer.serve(["do", op, args, {}, False, ""])
         received = other.receive()
-        assert received == answer or received[0] == answer
+        assert received == answer or received[0] == answer, (op, args, received)
+    assert node.value == 8
     left.close()
     right.close()
 
@@ -885,7 +908,7 @@ def test_an_ordinary_user_is_contained_too(tmp_path: Path) -> None:
     readable = Path(tempfile.mkdtemp(dir="/tmp"))
     readable.chmod(0o755)
     try:
-        for name in ("sandbox", "contain", "wire", "judge", "memo"):
+        for name in ("sandbox", "contain", "codec", "wire", "judge", "memo"):
             (readable / f"{name}.py").write_text(Path(f"{name}.py").read_text())
         code = (
             "import sandbox, json; r = sandbox.run_tests('def f(x): return x', 'assert f(1) == 1', 'f'); "
