@@ -30,6 +30,7 @@ from sandbox import SandboxError
 from tasks import Task
 
 __all__ = ["Canvas", "CanvasConfig", "Edit", "Feedback", "Graph", "InvalidEdit", "parse_edit"]
+LOGGED_CHARS = 400  # of a prompt or an output in trajectories.jsonl
 FINISH_RULES = ("operators", "checker", "structure", "test")
 
 
@@ -54,7 +55,7 @@ class Feedback:
     done: bool = False
     stop_reason: str | None = None
     error: str = ""  # why the infrastructure failed, for the log; only with stop_reason "executor_error"
-    info: dict[str, Any] = field(default_factory=dict)  # edit, workflow, executed, failed, invalid, refused
+    info: dict[str, Any] = field(default_factory=dict)  # edit, workflow, executed, failed, cached, results, ...
 
 
 class Canvas:
@@ -286,8 +287,16 @@ class Canvas:
         self.done = stop_reason is not None
         failed = [name for name in dict.fromkeys(self.ran_last) if self.results[name].error]
         info = {"edit": edit, "workflow": self.graph.to_text(ids=True), "executed": list(self.ran_last), "failed": failed,
-                "invalid": bool(form), "refused": refused}
+                "invalid": bool(form), "refused": refused, "results": self._results_for_log(),
+                "cached": [name for name in self.results if name not in self.ran_last]}
         return Feedback(self._feedback_text(_safe(status), form and f" Form: {form}"), ok, self.done, stop_reason, info=info)
+
+    def _results_for_log(self) -> dict[str, dict[str, str]]:
+        """{node id: its own prompt, if it has one, and what it said} of the nodes that the last turn executed, cut short."""
+        prompts = {node.id: node.prompt for node in self.graph.nodes() if node.prompt is not None}
+        return {name: ({"prompt": _middle(prompts[name], LOGGED_CHARS)} if name in prompts else {})
+                | {"output": _middle(self.results[name].error or self.results[name].output, LOGGED_CHARS)}
+                for name in dict.fromkeys(self.ran_last)}
 
     def _feedback_text(self, status: str, form: str) -> str:
         """Status, workflow, counts and turn always; the newest results share what is left of the budget. `status` may

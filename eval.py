@@ -247,7 +247,7 @@ def choose_tasks(args: argparse.Namespace) -> list[Task]:
     return [task for task in tasks if args.limit is None or taken[task.id] < args.limit]
 
 
-def open_out(args: argparse.Namespace) -> tuple[RunDir | None, list[dict[str, Any]]]:
+def open_out(args: argparse.Namespace, world: World) -> tuple[RunDir | None, list[dict[str, Any]]]:
     """(the directory of the evaluation, what was played in it already)."""
     flags = {name: str(value) for name, value in vars(args).items()}
     if not args.out:
@@ -257,7 +257,7 @@ def open_out(args: argparse.Namespace) -> tuple[RunDir | None, list[dict[str, An
     out = RunDir(args.out)
     if not args.out.exists():
         args.out.mkdir(parents=True)
-        out.write_json("args.json", {"flags": flags})
+        out.write_json("args.json", {"flags": flags, "prompts": world.prompts})
         return out, []
     if not args.resume:
         raise UsageError(f"--out {args.out} exists; go on with it by --resume, or choose another")
@@ -363,7 +363,7 @@ def run(args: argparse.Namespace) -> None:
     check_baselines(args.baseline, world, tasks, args.policy_url)
     train = training_tasks(args)
     iid = sorted({task.source for task in train}) if train else stats.IN_DISTRIBUTION
-    out, records = open_out(args)
+    out, records = open_out(args, world)
     records = evaluate_all(args, tasks, world, out, records)
     found = stats.results(records, ["policy", *args.baseline], iid)
     executor = world.backend.name + (" (a simulation, no LLM)" if "simulated" in world.backend.name else "")

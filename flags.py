@@ -246,6 +246,7 @@ class World:
     def __init__(self, args: argparse.Namespace) -> None:
         names = args.operators.split(",") if args.operators else None
         self.library = operators.library(names, args.operator_file)
+        self.prompts = {name: op.prompt for name, op in self.library.items()}  # by default; args.json has them for the page
         self.backend = make_backend(args)
         self.reward_config = reward_config(args)
         self.config = CanvasConfig(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from itertools import groupby, pairwise
 from statistics import fmean
 from typing import Any
 
@@ -105,13 +106,23 @@ def trajectory_record(tau: Any, step: int) -> dict[str, Any]:
     return {
         "step": step, "task_id": tau.task.id, "source": tau.task.source, "kind": tau.task.kind, "problem": tau.task.problem,
         "answers": list(tau.task.answers), "reward": tau.reward, "parts": vars(tau.parts) if tau.parts else None,
-        "advantage": tau.advantage, "answer": tau.answer, "stop_reason": tau.stop_reason, "dropped": tau.dropped,
-        "error": tau.error, "version": tau.version, "workflow": tau.canvas.graph.to_text(), "n_tokens": len(tau.tokens),
+        "advantage": tau.advantage, "score": tau.grade.score if tau.grade else None, "answer": tau.answer,
+        "stop_reason": tau.stop_reason, "dropped": tau.dropped, "error": tau.error, "version": tau.version,
+        "workflow": tau.canvas.graph.to_text(), "n_tokens": len(tau.tokens),
         "n_policy_tokens": sum(tau.mask), "usage": tau.canvas.usage.to_dict(),
         "turns": [{"text": turn.text, "edit": turn.info.get("edit", ""), "ok": turn.ok, "feedback": turn.feedback,
                    "workflow": turn.info.get("workflow", ""), "executed": turn.info.get("executed", []),
-                   "failed": turn.info.get("failed", []), "n_sampled": turn.n_sampled} for turn in tau.turns],
+                   "failed": turn.info.get("failed", []), "cached": turn.info.get("cached", []),
+                   "results": turn.info.get("results", {}), "n_read": n_read, "n_sampled": turn.n_sampled,
+                   "widths": turn.widths}
+                  for turn, n_read in zip(tau.turns, tokens_read(tau.mask), strict=False)],
     }
+
+
+def tokens_read(mask: Sequence[int]) -> list[int]:
+    """How many tokens, prompt or feedback, were put in front of each turn: the zeros before each run of ones."""
+    runs = [(trained, len(list(run))) for trained, run in groupby(mask)]
+    return [n for (trained, n), (after, _) in pairwise(runs) if after]
 
 
 def evaluation_record(tau: Any, method: str = "policy", policy_price: Sequence[float] | None = None) -> dict[str, Any]:

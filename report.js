@@ -1,5 +1,5 @@
-// The script of report.py's page. Its data are JSON blocks in the page: one about the run (#page), one a trajectory
-// (#tau-0, #tau-1, ...), parsed only when it is looked at. No library, no request.
+// The script of report.py's page, behind report_workflow.js and report_curves.js. Its data are JSON blocks in the page:
+// one about the run (#page), one a trajectory (#tau-0, #tau-1, ...), parsed only when it is looked at. No request.
 // Text enters the page as text nodes and attributes alone; nothing is ever parsed as HTML.
 "use strict";
 const $ = id => document.getElementById(id);
@@ -68,113 +68,17 @@ function showSummary(page) {
   }
 }
 
-// ---- learning curves: every panel shares one cursor, and its legend reads the values there --------------------------
-const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
-const BOX = {width: 340, height: 172, left: 42, right: 8, top: 8, bottom: 20};  // SVG units; the page scales it
-
-function smooth(values, window) {  // centred mean as in report.py; running sums keep a long run quick
-  const half = window >> 1, sums = [0], counts = [0];
-  values.forEach((value, i) => { sums.push(sums[i] + (value ?? 0)); counts.push(counts[i] + (value != null)); });
-  return values.map((value, i) => {
-    const from = Math.max(0, i - half), to = Math.min(values.length, i + half + 1);
-    return value == null ? null : (sums[to] - sums[from]) / (counts[to] - counts[from]);
-  });
-}
-
-function ticks(low, high) {  // round numbers, three to five of them
-  const rough = (high - low) / 4, unit = 10 ** Math.floor(Math.log10(rough));
-  const gap = [1, 2, 2.5, 5, 10].map(k => k * unit).find(k => k >= rough), first = Math.ceil(low / gap - 1e-9);
-  return Array.from({length: Math.floor(high / gap + 1e-9) - first + 1}, (_, i) => (first + i) * gap);
-}
-
-function curveScale(steps, series, limits) {
-  const known = series.flat().filter(value => value != null);
-  const [low, high] = limits || [known.reduce((a, b) => Math.min(a, b)), known.reduce((a, b) => Math.max(a, b))];
-  const pad = ((high - low) || Math.abs(high) || 1) * 0.06, from = low - pad, to = high + pad;
-  const first = steps[0], span = steps[steps.length - 1] - first || 1, inner = BOX.width - BOX.left - BOX.right;
-  return {
-    from, to, first, last: steps[steps.length - 1],
-    x: i => BOX.left + inner * (steps[i] - first) / span,
-    y: value => BOX.height - BOX.bottom - (BOX.height - BOX.top - BOX.bottom) * (value - from) / (to - from),
-    nearest(x) {  // index of the step under an SVG x
-      const at = first + span * (x - BOX.left) / inner;
-      return steps.reduce((best, step, i) => Math.abs(step - at) < Math.abs(steps[best] - at) ? i : best, 0);
-    },
-  };
-}
-
-function makePanel(spec, table, onPoint) {  // -> {element, draw(window), mark(index of the step)}
-  const series = spec.columns.map(name => table[name]), scale = curveScale(table.step, series, spec.limits);
-  const lines = s("g"), marks = s("g"), reads = spec.columns.map(() => h("b"));
-  const style = k => `stroke: var(--c${k % 7})`;
-  const path = values => {
-    let pen = "M";  // lifted over gaps
-    return values.map((value, i) => {
-      const point = value == null ? "" : `${pen}${scale.x(i).toFixed(1)} ${scale.y(value).toFixed(1)}`;
-      pen = value == null ? "M" : "L";
-      return point;
-    }).join("");
-  };
-  const floor = BOX.height - 4, right = BOX.width - BOX.right;
-  const svg = s("svg",
-    {viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": `${spec.title} over steps`},
-    ticks(scale.from, scale.to).map(value => [
-      s("line", {class: "grid", x1: BOX.left, x2: right, y1: scale.y(value), y2: scale.y(value)}),
-      s("text", {x: BOX.left - 6, y: scale.y(value) + 4, "text-anchor": "end"}, number(value))]),
-    s("text", {x: BOX.left, y: floor}, number(scale.first)),
-    s("text", {x: right, y: floor, "text-anchor": "end"}, `step ${number(scale.last)}`), lines, marks);
-  const follow = event => {
-    const area = svg.getBoundingClientRect();
-    onPoint(scale.nearest((event.clientX - area.left) / area.width * BOX.width));
-  };
-  svg.addEventListener("pointermove", follow);
-  svg.addEventListener("pointerdown", follow);
-  const key = k => s("svg", {viewBox: "0 0 22 8"},
-    s("line", {x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 2.5, style: style(k), "stroke-dasharray": DASHES[k % 4]}));
-  const legend = spec.columns.map((name, k) => h("span", {}, key(k), name.split("/").pop() + " ", reads[k]));
-  return {
-    element: h("div", {class: "card panel"}, h("h3", {}, spec.title), h("div", {class: "meaning"}, spec.meaning),
-      h("div", {class: "legend"}, legend), svg),
-    draw(window) {
-      const raw = window > 1 && series.length < 3 ? series : [];  // behind more curves it would be a tangle
-      lines.replaceChildren(
-        ...raw.map((values, k) => s("path", {class: "curve raw", style: style(k), d: path(values)})),
-        ...series.map((values, k) => s("path",
-          {class: "curve", style: style(k), "stroke-dasharray": DASHES[k % 4], d: path(smooth(values, window))})));
-    },
-    mark(i) {
-      const x = scale.x(i), known = series.map((values, k) => [values[i], k]).filter(([value]) => value != null);
-      marks.replaceChildren(s("line", {class: "cross", x1: x, x2: x, y1: BOX.top, y2: BOX.height - BOX.bottom}),
-        ...known.map(([value, k]) => s("circle", {cx: x, cy: scale.y(value), r: 3, style: `fill: var(--c${k % 7})`})));
-      series.forEach((values, k) => { reads[k].textContent = number(values[i]); });
-    },
-  };
-}
-
-function showCurves(page) {
-  const steps = page.table.step;
-  const moveTo = i => {
-    $("cursor").value = i;
-    $("cursor-value").value = number(steps[i]);
-    panels.forEach(panel => panel.mark(i));
-  };
-  const redraw = () => {
-    const window = Number($("window").value);
-    $("window-value").value = window > 1 ? `${window} steps` : "off";
-    panels.forEach(panel => panel.draw(window));
-  };
-  const panels = page.panels.map(spec => {
-    const panel = makePanel(spec, page.table, moveTo);
-    ($(spec.group) || $("machine")).append(panel.element);
-    return panel;
-  });
-  $("machine").parentNode.hidden = !$("machine").children.length;
-  $("window").value = Math.min(51, 2 * Math.floor(steps.length / 20) + 1);
-  $("window").addEventListener("input", redraw);
-  $("cursor").max = steps.length - 1;
-  $("cursor").addEventListener("input", () => moveTo(Number($("cursor").value)));
-  redraw();
-  moveTo(steps.length - 1);
+function showTables(page) {  // an evaluation's rows, by method
+  const range = (row, name) => `${number(row[name])} (${number(row.low)}–${number(row.high)})`;
+  const cells = [["", row => row.source], ["tasks", row => row.tasks], ["score (95%)", row => range(row, "score")],
+    ["metric", row => row.metric], ["R_div = 1", row => number(row.feasible_rate)], ["turns", row => number(row.turns)],
+    ["operators", row => number(row.operators)], ["policy tokens", row => number(row.policy_tokens)],
+    ["executor tokens", row => number(row.executor_tokens)],
+    ["dollars", row => row.dollars == null ? "unknown" : number(row.dollars)]];
+  for (const [method, rows] of Object.entries(page.tables).filter(([, rows]) => rows.length))
+    $("tables").append(h("div", {class: "card wide", tabindex: 0}, h("h3", {}, method), h("table", {},
+      h("tr", {}, cells.map(([head]) => h("th", {}, head))),
+      rows.map(row => h("tr", {}, cells.map(([, cell]) => h("td", {}, say(cell(row)))))))));
 }
 
 // ---- the commonest workflows of each kind ---------------------------------------------------------------------------
@@ -190,6 +94,14 @@ function showDesigns(page) {
       h("div", {class: "meaning"}, `steps ${[...new Set(third.steps)].join("–")}: ${third.distinct} different in ${third.n}`),
       third.top.map(entry => design(entry, third.n))))));
   if (!page.trajectories.length) $("kinds").append(h("p", {}, "No trajectory is recorded yet."));
+  const sizes = Object.entries(page.difficulty).flatMap(([kind, rows]) => rows.map(row => [kind, row]));
+  if (sizes.length)
+    $("kinds").append(h("h3", {}, "Operators by difficulty"), h("div", {class: "card wide", tabindex: 0},
+      h("div", {class: "meaning"}, "Mean number of operators, early → midway → late. A task is hard when at most a third of "
+        + "this run's answers to it were right, easy above two thirds. The same size everywhere: difficulty is ignored."),
+      h("table", {}, h("tr", {}, ["kind", "difficulty", "tasks", "operators"].map(head => h("th", {}, head))),
+        sizes.map(([kind, row]) => h("tr", {}, h("td", {}, kind), h("td", {}, row.difficulty), h("td", {}, row.tasks),
+          h("td", {}, row.operators.map(number).join(" → ")))))));
 }
 
 // ---- the trajectory browser. Its state lives in the address: #step=40&tau=3&turn=2 --------------------------------
@@ -219,19 +131,59 @@ function tauHead(tau) {
   ];
 }
 
-function tauTurn(tau, turn, goTo) {  // turn: 1-based
+// What a node was asked and said: in this turn, or, where its result was kept, in the newest turn that ran it.
+function nodeCard(tau, turn, picked, name, defaults) {
+  const past = (tau.turns || []).slice(0, turn).map(it => it.results?.[picked]);
+  const at = past.findLastIndex(result => result), result = past[at];
+  const when = at + 1 === turn ? "ran in this turn" : `kept from turn ${at + 1}`;
+  return h("div", {class: "card", id: "node"}, h("h3", {}, `${picked} ${name}`),
+    !result && h("div", {class: "meaning"}, "did not run, or its output is not recorded"),
+    result && [h("div", {class: "meaning"}, when),
+      h("h4", {}, result.prompt != null ? "Prompt, written by the policy" : "Prompt, the operator's default"),
+      h("pre", {}, result.prompt ?? defaults[name] ?? "not recorded"),
+      h("h4", {}, "Output"), h("pre", {}, say(result.output) || "–")]);
+}
+
+// The mask over the tokens. Colour and hatching say the advantage's sign; a hollow cell is context, never a target.
+function tokenCard(tau, turn, goTo, args) {
+  const turns = tau.turns || [], it = turns[turn - 1];
+  if (!it?.widths) return null;
+  const untrained = tau.dropped ? "dropped: never trained" : tau.advantage == null ? "nothing is trained in an evaluation"
+    : tau.advantage === 0 ? "advantage 0: they teach nothing" : "";
+  const sampled = `trained ${untrained ? "still" : tau.advantage > 0 ? "up" : "down"}`;
+  const meaning = untrained || `advantage ${signed(tau.advantage)}: made ${tau.advantage > 0 ? "more" : "less"} likely`;
+  const letters = [...say(it.text)], whole = it.widths.reduce((a, b) => a + b, 0) === letters.length;
+  let from = 0;
+  const cells = whole ? it.widths.map(width => width ? letters.slice(from, from += width).join("") : "⏎ end") : [say(it.text)];
+  return h("div", {class: "card", id: "tokens"}, h("h3", {}, "Tokens and mask"),
+    h("div", {class: "strip", role: "group", "aria-label": "the whole conversation"}, turns.map((one, i) => [
+      h("i", {class: "read", style: `flex-grow: ${one.n_read}`, title: `${one.n_read} tokens read`}),
+      h("button", {class: sampled, style: `flex-grow: ${one.n_sampled}`, "aria-current": i + 1 === turn && "true",
+        "aria-label": `Turn ${i + 1}: ${one.n_sampled} tokens sampled`, "data-key": `strip ${i}`, onclick: () => goTo(i + 1)})])),
+    h("p", {class: "pieces"},
+      h("span", {class: "tok read"}, `${it.n_read} tokens of ${turn > 1 ? "feedback" : "prompt and task"}`),
+      cells.map(cell => h("span", {class: `tok ${sampled}`}, cell.replace(/\n/g, "↵")))),
+    h("div", {class: "meaning"}, h("span", {class: "tok read"}, "read"),
+      args.flags?.no_mask ? " trained too (--no-mask) · " : " mask 0, never trained · ",
+      h("span", {class: `tok ${sampled}`}, "sampled"), ` ${untrained ? "" : "mask 1, "}${meaning}`,
+      !whole && " · its bytes are no whole characters: borders not shown"));
+}
+
+function tauTurn(tau, turn, goTo, show) {  // turn: 1-based; show: {picked, pick, args}
   const turns = tau.turns || [], it = turns[turn - 1] || {edit: "no turn is recorded", workflow: tau.workflow};
   const text = workflowOf(it), before = nodeNames(turn > 1 ? workflowOf(turns[turn - 2]) : ""), now = nodeNames(text);
-  const mark = {ran: new Set(it.executed || []), failed: new Set(it.failed || []),
-    fresh: new Set([...now].filter(([id, name]) => before.get(id) !== name).map(([id]) => id))};
+  const mark = {ran: new Set(it.executed || []), failed: new Set(it.failed || []), cached: new Set(it.cached || []),
+    fresh: new Set([...now].filter(([id, name]) => before.get(id) !== name).map(([id]) => id)), ...show};
+  mark.idle = new Set([...now.keys()].filter(id => it.cached && !mark.ran.has(id) && !mark.cached.has(id)));
   const refused = it.ok === false, [reasoning, edit] = splitEdit(say(it.text));
   const button = (words, to, label, attributes) => h("button",
     {onclick: () => goTo(to), disabled: to < 1 || to > turns.length, "aria-label": label, "data-key": label,
       ...attributes}, words);
   const card = (title, ...body) => h("div", {class: "card"}, h("h3", {}, title), body);
   const named = (word, ids) => ids.size && `${word}: ${[...ids].join(", ")}`;
-  const legend = [mark.fresh.size && "dashed outline: new or changed",
-    named("ran", mark.ran), named("failed", mark.failed)];
+  const legend = [mark.fresh.size && "dashed outline: new or changed", named("ran", mark.ran), named("failed", mark.failed),
+    mark.cached.size && "grey: result kept", mark.idle.size && "faint: not reached",
+    now.size && it.results && "click a node for its prompt and output"];
   $("status").textContent = `Turn ${turn}: ${say(it.edit)}${refused ? ", not accepted" : ""}`;
   return [
     h("div", {class: "card"},
@@ -242,21 +194,27 @@ function tauTurn(tau, turn, goTo) {  // turn: 1-based
       h("p", {style: "margin: 10px 0 2px"}, `Turn ${turn} of ${turns.length}: `, h("b", {}, say(it.edit) || "–"),
         refused && h("span", {class: "minus"}, " ✗ not accepted")),
       drawWorkflow(text, mark), h("div", {class: "meaning"}, legend.filter(Boolean).join(" · "))),
+    now.has(show.picked) && nodeCard(tau, turn, show.picked, now.get(show.picked), show.args.prompts || {}),
     h("div", {class: "two"},
       card("The policy writes", reasoning && h("pre", {class: "soft"}, reasoning), h("pre", {}, edit)),
       card("The canvas answers", h("pre", {}, say(it.feedback) || "–"))),
+    tokenCard(tau, turn, goTo, show.args),
     h("div", {class: "two"}, card("Answer", h("pre", {}, say(tau.answer) || "–")),
       card("Gold", h("pre", {}, (tau.answers || []).map(say).join("\nor: ")))),
-  ];
+  ].filter(Boolean);
 }
+
+const REWARDS = {"": () => true, below: r => r < 0, between: r => r != null && r >= 0 && r < 1,
+  full: r => r >= 1, none: r => r == null};
 
 function showBrowser(page) {
   const rows = page.trajectories;
   if (!rows.length) return $("browser").replaceChildren("No trajectory is recorded yet.");
-  let index = -1, turn = 0, tau = null;  // what is open: its place in rows, the 1-based turn, the parsed record
+  let index = -1, turn = 0, tau = null, picked = null;  // what is open: place in rows, 1-based turn, parsed record, node
   const link = row => `#step=${row.step}&tau=${row.tau}`;
   const visible = () => rows.map((row, place) => ({...row, place}))
-    .filter(row => String(row.step) === $("step").value && ["", say(row.source)].includes($("source").value))
+    .filter(row => ["", String(row.step)].includes($("step").value) && ["", say(row.source)].includes($("source").value)
+      && ["", say(row.method)].includes($("method").value) && REWARDS[$("reward").value](row.reward))
     .sort((a, b) => Number($("order").value) * (a.reward - b.reward));  // order 0: a stable sort keeps them as sampled
 
   function keepingFocus(element, draw) {  // drawing anew must not throw a keyboard user back to the top of the page
@@ -266,18 +224,27 @@ function showBrowser(page) {
     if (key) (again || element.querySelector("[aria-current]"))?.focus();
   }
   function showList() {
-    keepingFocus($("list"), () => $("list").replaceChildren(...visible().map(row => h("li", {},
+    const shown = visible();
+    $("count").textContent = `${shown.length} of ${rows.length} trajectories`;
+    keepingFocus($("list"), () => $("list").replaceChildren(...shown.map(row => h("li", {},
       h("a", {href: link(row), "data-key": "row" + row.place, "aria-current": row.place === index && "true"},
         h("span", {class: `reward ${sign(row.reward)}`}, signed(row.reward)),
         h("span", {title: say(row.task_id)}, say(row.task_id) || say(row.source)),
-        h("span", {class: "soft"}, `${row.turns} ${row.turns === 1 ? "turn" : "turns"}`))))));
+        h("span", {class: "soft"}, row.turns ? `${row.turns} ${row.turns === 1 ? "turn" : "turns"}` : say(row.method)))))));
     const [row, area] = [$("list").querySelector("[aria-current]"), $("list")].map(it => it?.getBoundingClientRect());
     if (row) $("list").scrollTop += Math.min(0, row.top - area.top) + Math.max(0, row.bottom - area.bottom);
   }
   function showTurn(wanted) {
     turn = Math.max(1, Math.min((tau.turns || []).length, wanted));
     keepingFocus($("detail"), () => $("detail").replaceChildren(...tauHead(tau),
-      h("div", {class: "card"}, h("h3", {}, "Task"), h("pre", {}, say(tau.problem))), ...tauTurn(tau, turn, goTo)));
+      h("div", {class: "card"}, h("h3", {}, "Task"), h("pre", {}, say(tau.problem))),
+      ...tauTurn(tau, turn, goTo, {picked, pick, args: page.args})));
+    const [box, node] = [".drawing", ".drawing .fresh"].map(what => $("detail").querySelector(what));  // on a phone: what is new
+    if (node) box.scrollLeft += Math.max(0, node.getBoundingClientRect().right - box.getBoundingClientRect().right + 40);
+  }
+  function pick(id) {
+    picked = picked === id ? null : id;
+    showTurn(turn);
   }
   function goTo(wanted) {
     showTurn(wanted);
@@ -285,8 +252,10 @@ function showBrowser(page) {
   }
   function open(place, wanted = Infinity) {  // the last turn, where the workflow is complete, unless told otherwise
     [index, tau] = [place, JSON.parse($(`tau-${place}`).textContent)];
-    $("step").value = String(rows[place].step);
-    if ($("source").value !== say(rows[place].source)) $("source").value = "";
+    if (!visible().some(row => row.place === place)) {  // a link may name what the filters hide
+      $("step").value = String(rows[place].step);
+      for (const id of ["source", "method", "reward"]) $(id).value = "";
+    }
     showList();
     showTurn(wanted);
   }
@@ -307,7 +276,8 @@ function showBrowser(page) {
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || !tau) return;
     if (event.target.matches("input, select, pre, .drawing")) return;  // there the keys have a meaning of their own
-    const shown = visible(), move = {ArrowLeft: -1, ArrowRight: 1}[event.key], other = {k: -1, j: 1}[event.key];
+    const move = {ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity}[event.key], other = {k: -1, j: 1}[event.key];
+    const shown = visible();
     if (move) goTo(turn + move);
     const next = other && shown[shown.findIndex(row => row.place === index) + other];
     if (next) location.hash = link(next);
@@ -319,8 +289,11 @@ function showBrowser(page) {
   for (const [step, of] of rewards)
     $("step").append(h("option", {value: step}, `${step} (mean reward ${signed(mean(of))})`));
   $("source").append(...[...new Set(rows.map(row => say(row.source)))].map(name => h("option", {value: name}, name)));
-  $("step").addEventListener("change", openFirst);
-  $("source").addEventListener("change", openFirst);
+  const methods = [...new Set(rows.map(row => say(row.method)))];
+  $("method").append(...methods.map(name => h("option", {value: name}, name)));
+  $("method").closest("label").hidden = methods.length < 2;
+  $("step").closest("label").hidden = rewards.size < 2;
+  for (const id of ["step", "source", "method", "reward"]) $(id).addEventListener("change", openFirst);
   $("order").addEventListener("change", showList);
   addEventListener("hashchange", openAddress);
   addEventListener("keydown", onKey);
@@ -331,6 +304,7 @@ function showBrowser(page) {
 
 const page = JSON.parse($("page").textContent);
 showSummary(page);
+showTables(page);
 showCurves(page);
 showDesigns(page);
 showBrowser(page);

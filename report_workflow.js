@@ -47,7 +47,8 @@ function parseWorkflow(text) {  // the grammar of graph.py: [{kind, nodes: [{id,
 const HEIGHT = 38, GAP = 24, SLANT = 32;  // of a box; between boxes in a loop; half a diamond's height
 const wide = node => Math.max(66, node.name.length * 7.6 + 22);
 
-// What can be drawn, collected as SVG elements. x is a left edge, y a middle; `mark` tells what is new, ran or failed.
+// What can be drawn, collected as SVG elements. x is a left edge, y a middle; `mark` holds sets of node ids (fresh, ran,
+// failed, cached, idle), the id that is `picked`, and `pick`, what to call with the id of a node that is clicked.
 function pencil(mark) {
   const drawn = [];
   const line = d => drawn.push(s("path", {class: "flow", d}));
@@ -60,15 +61,21 @@ function pencil(mark) {
   const box = (node, x, y, w = wide(node), diamond = false) => {
     const middle = x + w / 2, half = diamond ? SLANT : HEIGHT / 2;
     const has = name => node.id != null && mark[name] != null && mark[name].has(node.id);
-    const badge = has("failed") ? "failed" : has("ran") && "ran";
-    const tint = `var(--${ROLE[node.name] || "other"})`, edge = has("failed") ? "var(--bad)" : tint;
+    const badge = has("failed") ? "failed" : has("ran") && (has("fresh") ? "ran" : "re-run");
+    const tint = has("cached") || has("idle") ? "var(--kept)" : `var(--${ROLE[node.name] || "other"})`;
+    const edge = has("failed") ? "var(--bad)" : tint;
     const style = `fill: color-mix(in srgb, ${tint} 18%, var(--card)); stroke: ${edge}`;
-    drawn.push(s("g", {class: ["node", ...["ran", "fresh", "failed"].filter(has)].join(" ")},
+    const states = ["ran", "fresh", "failed", "cached", "idle"].filter(has), press = mark.pick && node.id != null && {
+      tabindex: 0, role: "button", "data-key": node.id, "aria-pressed": String(mark.picked === node.id),
+      "aria-label": [node.id, node.name, ...states].join(" "), onclick: () => mark.pick(node.id),
+      onkeydown: event => { if (" Enter".includes(event.key)) { event.preventDefault(); mark.pick(node.id); } }};
+    if (node.id != null && mark.picked === node.id) states.push("picked");
+    drawn.push(s("g", {class: ["node", ...states].join(" "), ...press},
       diamond ? s("path", {class: "box", style, d: `M${x} ${y}l${w / 2} ${-half}l${w / 2} ${half}l${-w / 2} ${half}z`})
         : s("rect", {class: "box", style, x, y: y - half, width: w, height: HEIGHT, rx: 7}),
       s("text", {class: "name", x: middle, y: y + (node.id ? 1 : 4), "text-anchor": "middle"}, node.name),
       node.id && s("text", {class: "id", x: middle, y: y + 13, "text-anchor": "middle"}, node.id),
-      badge && [s("rect", {class: "badge", x: middle - 18, y: y - half - 9, width: 36, height: 14, rx: 7}),
+      badge && [s("rect", {class: "badge", x: middle - 19, y: y - half - 9, width: 38, height: 14, rx: 7}),
         s("text", {x: middle, y: y - half + 2, "text-anchor": "middle"}, badge)]));
   };
   return {drawn, line, text, arrow, box};
@@ -134,5 +141,5 @@ function drawWorkflow(text, mark = {}, small = false) {
   const width = x + 34, [least, most] = small ? [0.36 * width, 0.62 * width] : [0.62 * width, width];
   const style = `width: max(${least}px, min(${most}px, 100%))`;  // shrinks with its card down to `least`, then scrolls
   return h("div", {class: "drawing", tabindex: small ? null : 0},
-    s("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": text, style}, pen.drawn));
+    s("svg", {viewBox: `0 0 ${width} ${height}`, role: mark.pick ? "group" : "img", "aria-label": text, style}, pen.drawn));
 }

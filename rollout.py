@@ -31,6 +31,7 @@ class Turn:
     text: str
     n_sampled: int
     version: int                                     # of the adapter that sampled it
+    widths: list[int] = field(default_factory=list)  # characters of `text` that each sampled token stands for
     feedback: str = ""
     ok: bool = False
     info: dict = field(default_factory=dict)         # what the canvas wants logged
@@ -158,6 +159,7 @@ class _Rollout:
                  score: Callable[[Trajectory], None], config: RolloutConfig) -> None:
         self.sampler, self.tokenizer, self.score, self.config = sampler, tokenizer, score, config
         self.taus = [Trajectory(job.task, job.index, job.seed, new_canvas(job.task)) for job in jobs]
+        self.widths: dict[int, int] = {}                                 # id -> characters that it decodes to on its own
         self.ready: set[Trajectory] = set()                              # their next turn can be sampled
         self.pending: dict[Future, tuple[Trajectory, str, float]] = {}   # under way: whose, in which phase, since when
         self.pool = ThreadPoolExecutor(config.workers, thread_name_prefix="rollout")
@@ -211,7 +213,9 @@ class _Rollout:
             return self.end(tau, "policy_error", f"{type(error).__name__}: {error}")
         tau.add_sample(sample)
         text = self.tokenizer.decode(sample.ids[:-1] if self.ended(tau) else sample.ids)
-        tau.turns.append(Turn(text, len(sample.ids), sample.version))
+        for token in set(sample.ids) - self.widths.keys():
+            self.widths[token] = len(self.tokenizer.decode([token]))
+        tau.turns.append(Turn(text, len(sample.ids), sample.version, [self.widths[token] for token in sample.ids]))
         self.begin(tau, "executor", self.pool.submit(tau.canvas.step, text))
 
     def on_step(self, tau: Trajectory, future: Future) -> None:

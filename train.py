@@ -225,7 +225,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         print(note, flush=True)
     try:
         if not args.resume:
-            out.create(environment(args))
+            out.create(environment(args, world))
         evaluate_before(args, out, held_out, sampler, tokenizer, world)
         start_step = out.restore(model, optimizer) if args.resume else 0
         bar = tqdm(total=args.steps, initial=start_step, desc="training", unit="step", ncols=100, disable=None)
@@ -320,12 +320,12 @@ def log(out: RunDir, bar: tqdm, step: int, taus: Sequence[Trajectory], stats: di
         print(f"step {step + 1}/{args.steps} {text}", flush=True)
 
 
-def environment(args: argparse.Namespace) -> dict[str, Any]:
-    """What args.json records: flags, versions, commit. Keys never stand in flags, only names of variables."""
+def environment(args: argparse.Namespace, world: World) -> dict[str, Any]:
+    """What args.json records: flags, versions, commit, default prompts. Keys never stand in flags, only names of variables."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     return {"flags": flags, "python": platform.python_version(), "torch": torch.__version__,
-            "threads": torch.get_num_threads(), "commit": commit.stdout.strip() or "unknown"}
+            "threads": torch.get_num_threads(), "commit": commit.stdout.strip() or "unknown", "prompts": world.prompts}
 
 
 def finish(out: RunDir, args: argparse.Namespace, after: Sequence[Trajectory], pool: Sequence[Task],

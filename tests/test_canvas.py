@@ -415,6 +415,19 @@ def test_a_failing_node_in_a_loop_does_not_stop_it() -> None:
     assert canvas.solution == "7"
 
 
+def test_the_log_of_a_turn_holds_prompts_of_the_policy_and_outputs_of_what_ran_and_names_what_was_kept() -> None:
+    canvas = play(new_canvas(), add("Custom"))
+    info = canvas.step(conditional("Verify", "Revise")).info
+    assert info["cached"] == ["n1"]
+    assert info["results"] == {"n2.1": {"output": canvas.results["n2.1"].output}}  # n2.2 was not reached
+    info = canvas.step(add("Custom", "Be " + "very " * 200 + "brief.")).info
+    assert info["cached"] == ["n1", "n2.1"]
+    assert info["results"]["n3"]["output"] == "The answer is 42."
+    assert re.fullmatch("Be (very )+.*brief.", info["results"]["n3"]["prompt"])
+    assert len(info["results"]["n3"]["prompt"]) == 400
+    assert canvas.step("no edit").info["results"] == {}
+
+
 # ---- failures
 
 

@@ -27,7 +27,8 @@ def judge(server: FaultServer, cache: Path | None = None, replay: bool = False, 
 @pytest.mark.parametrize(("said", "verdict"), [
     (RIGHT, "right"), (WRONG, "wrong"), ("<Verdict> RIGHT </Verdict>", "right"), (f"{WRONG} So: {WRONG}", "wrong"),
     (f"{RIGHT} No, {WRONG}", "unparsable"), ("right", "unparsable"), ("", "unparsable"), ("<verdict>hm</verdict>", "unparsable"),
-    ("<verdict>not right</verdict>", "unparsable"), ("<verdict>right", "unparsable"), (RIGHT + "<verdict>x</verdict>", "unparsable"),
+    ("<verdict>not right</verdict>", "unparsable"), ("<verdict>right", "unparsable"),
+    (RIGHT + "<verdict>x</verdict>", "unparsable"),
 ])
 def test_a_verdict_is_one_clear_word_or_none(said: str, verdict: str) -> None:
     assert llm_judge.read(said) == verdict

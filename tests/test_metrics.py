@@ -6,7 +6,7 @@ import pytest
 
 from backends import Usage
 from graph import Graph
-from metrics import commonest_workflows, mutual_information, rollout_metrics
+from metrics import commonest_workflows, mutual_information, rollout_metrics, tokens_read
 
 
 def tau(source: str, workflow: str, reward: float, score: float, diversity: float = 1.0, *, dropped: str = "",
@@ -55,3 +55,8 @@ def test_only_a_diversity_of_one_is_feasible() -> None:
 def test_the_commonest_workflow_is_told_by_kind() -> None:
     taus = [tau("a_math", "Plan", 1, 1), tau("a_math", "Plan", 1, 1), tau("a_math", "Custom", 1, 1), tau("a_qa", "Custom", 1, 1)]
     assert commonest_workflows(taus) == {"math": "Plan", "qa": "Custom"}
+
+
+def test_what_a_turn_read_are_the_tokens_in_front_of_it() -> None:
+    assert tokens_read([0, 0, 0, 1, 1, 0, 1, 0, 0, 1, 0]) == [3, 1, 2]
+    assert tokens_read([]) == tokens_read([0, 0]) == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import curves
 import report
 from graph import Graph
 
@@ -93,7 +94,7 @@ def test_a_hostile_run_name_and_column_name_stay_text(tmp_path: Path) -> None:
 
 
 def test_the_script_never_parses_text_as_html() -> None:
-    script = (HERE / "report.js").read_text() + (HERE / "report_workflow.js").read_text()
+    script = "".join((HERE / name).read_text() for name in report.SCRIPTS)
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "</script"):
         assert way not in script
 
@@ -170,10 +171,10 @@ def test_every_logged_column_has_a_panel(tmp_path: Path) -> None:
 
 
 def test_curves_of_several_runs_have_mean_and_range_where_all_have_values() -> None:
-    tables = [report.columns([{"step": s, "reward": r} for s, r in rows])
+    tables = [curves.columns([{"step": s, "reward": r} for s, r in rows])
               for rows in ([(0, 1.0), (1, 2.0), (2, 9.0)], [(0, 3.0), (1, None)], [(0, 5.0), (1, 4.0)])]
-    assert report.spread(tables, "reward") == [(0, [1.0, 3.0, 5.0])]
-    assert report.spread([*tables, {"step": [0], "loss": [1.0]}], "reward") == [(0, [1.0, 3.0, 5.0])]
+    assert curves.spread(tables, "reward") == [(0, [1.0, 3.0, 5.0])]
+    assert curves.spread([*tables, {"step": [0], "loss": [1.0]}], "reward") == [(0, [1.0, 3.0, 5.0])]
 
 
 def test_several_runs_give_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +193,8 @@ def test_an_out_file_that_cannot_be_meant_is_refused(tmp_path: Path, out: str) -
 
 
 def test_smoothing_is_a_centred_mean_that_keeps_gaps() -> None:
-    assert report.smooth([0.0, 3.0, None, 5.0, 1.0], 3) == [1.5, 1.5, None, 3.0, 3.0]
-    assert report.smooth([0.0, 3.0, None], 1) == [0.0, 3.0, None]
+    assert curves.smooth([0.0, 3.0, None, 5.0, 1.0], 3) == [1.5, 1.5, None, 3.0, 3.0]
+    assert curves.smooth([0.0, 3.0, None], 1) == [0.0, 3.0, None]
 
 
 def test_commonest_workflows_are_counted_by_kind_and_third_without_ids() -> None:
@@ -260,7 +261,49 @@ def test_what_is_no_workflow_is_not_drawn_as_one(text: str) -> None:
 @needs_node
 def test_the_page_smooths_as_the_picture_does() -> None:
     values = [0.0, 3.0, None, 5.0, 1.0, 2.0]
-    source = (HERE / "report.js").read_text()
+    source = (HERE / "report_curves.js").read_text()
     code = source[source.index("function smooth"):source.index("function ticks")]
     found = run_node(code, f"[1, 3, 5].map(window => smooth({json.dumps(values)}, window))")
-    assert found == [pytest.approx(report.smooth(values, window)) for window in (1, 3, 5)]
+    assert found == [pytest.approx(curves.smooth(values, window)) for window in (1, 3, 5)]
+
+
+# ---- evaluations, and what a workflow's size depends on --------------------------------------------------------------
+def make_evaluation(path: Path, tasks: int = 3, **more: Any) -> Path:
+    """An evaluation of a policy and one baseline, an episode a task each."""
+    path.mkdir()
+    write_lines(path / "trajectories.jsonl", [
+        {"step": 0, "task_id": f"t{i}", "kind": "qa", "method": method, "reward": 0.5, "workflow": text, "turns": []}
+        for method, text in (("policy", "Plan -> Format"), ("random", "Custom")) for i in range(tasks)])
+    row = {"source": "all", "tasks": tasks, "score": 0.5, "low": 0.1, "high": 0.9, "metric": "F1"}
+    (path / "eval.json").write_text(json.dumps({"rows": [row], "baselines": {"random": [row]}}))
+    return path
+
+
+def test_an_evaluation_has_a_page_of_its_own_and_no_curves(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluation = make_evaluation(tmp_path / "e")
+    assert report.main([str(evaluation)]) == 0
+    assert capsys.readouterr().out.split() == [str(evaluation / "report.html")]
+    page = Scripts(evaluation / "report.html").json("page")
+    assert (page["table"], page["panels"], list(page["tables"])) == ({"step": []}, [], ["policy", "random"])
+    assert [(row["tau"], row["method"]) for row in page["trajectories"]] == list(enumerate(["policy"] * 3 + ["random"] * 3))
+    assert [third["top"][0]["workflow"] for third in page["workflows"]["qa"]] == ["Plan -> Format"]  # the policy's alone
+
+
+def test_a_picture_of_an_evaluation_is_refused_with_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluation = make_evaluation(tmp_path / "e")
+    assert report.main([str(evaluation), "--out", str(tmp_path / "c.png")]) == 2
+    assert "is an evaluation and has no curves; python report.py" in capsys.readouterr().err
+
+
+def test_a_large_evaluation_keeps_whole_tasks() -> None:
+    rows = [{"step": 0, "task_id": task, "method": method} for method in "ab" for task in range(10)]
+    kept = report.thin_out(rows, 9)
+    assert [(row["method"], row["task_id"]) for row in kept] == [(m, t) for m in "ab" for t in (0, 3, 6, 9)]
+
+
+def test_operators_are_told_by_how_often_a_task_was_solved() -> None:
+    rows = [{"step": step, "kind": "qa", "task_id": task, "score": score, "workflow": text} for step, task, score, text in [
+        (0, "a", 0.0, "Plan"), (0, "b", 1.0, "n1:Plan -> n2:(n2.1:Verify ? n2.2:Revise : done)"),
+        (2, "a", 0.5, "[Custom, Custom]"), (2, "b", 1.0, "(Review) * 3"), (2, "b", 0.9, ""), (2, "c", None, "Plan")]]
+    assert report.operators_by_difficulty(rows) == {"qa": [
+        {"difficulty": "hard", "tasks": 1, "operators": [1, 2]}, {"difficulty": "easy", "tasks": 1, "operators": [3, 0.5]}]}

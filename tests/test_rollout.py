@@ -117,6 +117,15 @@ def test_mask_line_under_token_line_of_a_two_turn_trajectory() -> None:
     assert tau.sampled_logprobs[5:9] == [-0.5, -0.51, -0.52, -0.53]
 
 
+def test_a_turn_tells_how_many_characters_each_of_its_tokens_stands_for() -> None:
+    class Pairs(Characters):  # the end token has no text
+        def decode(self, ids: list[int]) -> str:
+            return "".join(2 * chr(i) for i in ids if i != self.end_id)
+
+    [tau] = play([Canvas(FINISHED)], Sampler(lambda request: "ab."), tokenizer=Pairs())
+    assert (tau.turns[0].text, tau.turns[0].widths) == ("aabb", [2, 2, 0])
+
+
 def test_an_unfinished_turn_is_ended_by_feedback_that_is_not_trained() -> None:
     turns = iter(["add", "fin."])
     [tau] = play([Canvas(Feedback("seen"), FINISHED)], Sampler(lambda request: next(turns)))
