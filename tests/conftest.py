@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers share the cores, and so do the programs they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
