@@ -10,6 +10,7 @@ a checkpoint needs the adapter, the optimiser and the step, and nothing else.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import pickle
@@ -35,15 +36,27 @@ class RunError(ValueError):
 
 
 def end_on_signals(message: str, seconds: float = 1.5) -> None:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt; whoever still waits after `seconds`, for an executor perhaps, is cut off.
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt; whoever still waits after `seconds`, for an executor perhaps, is cut off,
+    and so is everything at a second signal.
 
     That loses nothing: a run may be killed at any moment, and sandboxes and graders end when we do.
     """
+    ending = threading.Event()
+
     def cut_off() -> None:
         print(message, file=sys.stderr, flush=True)
         os._exit(1)
 
+    def leave() -> None:  # without taking torch apart, which takes seconds during which nothing could cut us off
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
     def end(number: int, frame: object) -> None:
+        if ending.is_set():
+            cut_off()
+        ending.set()
+        atexit.register(leave)  # the last to be registered is the first to run
         watch = threading.Timer(seconds, cut_off)
         watch.daemon = True
         watch.start()

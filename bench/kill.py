@@ -8,7 +8,9 @@ bit. Prints a line for each kill and ends with exit code 1 at the first thing th
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
 import random
 import signal
 import subprocess
@@ -34,21 +36,20 @@ def start(*words: object) -> subprocess.Popen:
                             stderr=subprocess.PIPE, text=True)
 
 
-def orphans(run: Path) -> list[str]:
-    """Processes of this run that are still there: the trainer, its sandboxes, its graders."""
-    deadline = time.monotonic() + 10
-    while found := [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if mentions(path, str(run))]:
-        if time.monotonic() > deadline:
-            break
+def orphans() -> list[str]:
+    """Command lines of what outlives a run: as subreaper, this process becomes the parent of all of it."""
+    deadline, found = time.monotonic() + 10, ["unknown"]
+    while found and time.monotonic() < deadline:
+        found = []
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                if f"PPid:\t{os.getpid()}\n" in status.read_text():
+                    found.append(status.with_name("cmdline").read_text())
+                    os.waitpid(int(status.parent.name), os.WNOHANG)
+            except OSError:
+                continue  # it ended while we looked
         time.sleep(0.05)
     return found
-
-
-def mentions(path: Path, text: str) -> bool:
-    try:
-        return text.encode() in path.read_bytes() + path.with_name("cmdline").read_bytes()
-    except OSError:
-        return False  # it ended while we looked
 
 
 def read_all(run: Path) -> None:
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default %(default)s)")
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     with tempfile.TemporaryDirectory(prefix="kill-") as directory:
         model, whole, killed = (Path(directory, name) for name in ("tiny", "whole", "killed"))
         warmstart.build(model, episodes=30, progress=False)
@@ -103,7 +105,7 @@ def main() -> None:
             process.send_signal(signal.SIGKILL)
             message = process.communicate()[1]
             assert process.returncode in (0, -signal.SIGKILL), message
-            assert not (left := orphans(killed)), f"still running: {left}"
+            assert not (left := orphans()), f"still running: {left}"
             read_all(killed)
             logged = [row["step"] for row in RunDir(killed).read("metrics.jsonl")]
             print(f"kill {kill + 1} after {time.monotonic() - began:.2f} s: {len(logged)} steps logged, checkpoint "

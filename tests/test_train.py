@@ -265,6 +265,45 @@ def test_a_run_that_waits_for_its_executor_ends_at_once_and_resumes(number: int,
     assert RunDir(tmp_path / "run").read_args()["flags"]["steps"] == 1
 
 
+SLOW_TO_END = """
+import sys, time
+from rundir import end_on_signals
+class Slow:
+    def __del__(self): print("taken apart", flush=True)
+end_on_signals("interrupted", seconds=60)
+slow = Slow()
+try:
+    print("ready")
+    print("flushed later", end="")
+    sys.stderr.write("waiting\\n")
+    time.sleep(60)
+except KeyboardInterrupt:
+    if sys.argv[1:]: time.sleep(60)
+    sys.exit("interrupted")
+"""
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT], [signal.SIGTERM] * 2])
+def test_an_interrupted_run_says_so_and_a_second_signal_ends_it_at_once(signals: list[int]) -> None:
+    with subprocess.Popen(command("-c", SLOW_TO_END, *["stuck"] * (len(signals) - 1)), cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr.readline() == "waiting\n"
+        for number in signals:
+            time.sleep(0.2)
+            process.send_signal(number)
+        assert process.communicate(timeout=30)[1] == "interrupted\n"
+    assert process.returncode == 1
+
+
+def test_an_interrupted_run_loses_nothing_that_was_printed_and_is_not_taken_apart() -> None:
+    """To unload torch takes seconds."""
+    with subprocess.Popen(command("-c", SLOW_TO_END), cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == "ready\nflushed later"
+
+
 def test_a_sandbox_that_contains_less_than_required_is_a_usage_error(monkeypatch: pytest.MonkeyPatch,
                                                                      capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     monkeypatch.setattr(sandbox, "_settled", lambda: sandbox._Settled(("plain",), ("udp", "files"), {}))
