@@ -11,6 +11,7 @@ a checkpoint needs the adapter, the optimiser and the step, and nothing else.
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import os
 import pickle
@@ -18,6 +19,8 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,15 @@ def end_on_signals(message: str, seconds: float = 1.5) -> None:
         signal.signal(number, end)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Make an error of writing, such as that of a full disk, say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -91,14 +103,15 @@ class RunDir:
 
     def write_json(self, name: str, value: Any) -> None:
         temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with naming(temporary):
+            temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(self.path / name)
 
     def append(self, name: str, *records: dict[str, Any]) -> None:
         path = self.path / name
         if name == "trajectories.jsonl" and path.exists() and path.stat().st_size > TRAJECTORY_MEGABYTES * 2**20:
             path.replace(self.path / "trajectories.1.jsonl")
-        with path.open("a", encoding="utf-8") as file:
+        with naming(path), path.open("a", encoding="utf-8") as file:
             # surrogates that a model wrote are escaped: a log must always be writable
             file.writelines(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
 
@@ -124,9 +137,11 @@ class RunDir:
         whole = False
         try:
             save_adapter(model, temporary)
-            torch.save({"step": step, "optimizer": optimizer.state_dict()}, temporary / "state.pt")
+            state = io.BytesIO()  # of a full disk, torch itself says "unexpected pos 255680"
+            torch.save({"step": step, "optimizer": optimizer.state_dict()}, state)
+            (temporary / "state.pt").write_bytes(state.getbuffer())
             whole = True
-        except (SafetensorError, RuntimeError) as error:  # how the two libraries report a full disk
+        except (SafetensorError, OSError) as error:
             raise OSError(f"checkpoint {final} could not be written: {error}") from error
         finally:
             if not whole:

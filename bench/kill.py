@@ -89,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kill-") as directory:
         model, whole, killed = (Path(directory, name) for name in ("tiny", "whole", "killed"))
         warmstart.build(model, episodes=30, progress=False)
-        steps = args.times  # most kills come after one more step; some then fall between its log and its checkpoint
+        steps = 2 * args.times  # most kills come after one more step; some then fall between its log and its checkpoint
         words = ["--model", model, "--steps", steps, *SMALL]
         began = time.monotonic()
         assert start("--out", whole, *words).wait() == 0

@@ -5,6 +5,7 @@ import errno
 import json
 import random
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -197,6 +198,29 @@ def test_a_full_disk_ends_the_run_with_a_message_and_keeps_the_checkpoint(
     out = tmp_path / "run"
     assert "No space left" in fails(capsys, train.main, "--out", out, "--model", tiny_model, "--steps", 2, *SMALL)
     assert (out / "latest").read_text() == "checkpoints/step_000001\n"
+
+
+@pytest.mark.parametrize("write", [lambda run: run.append("metrics.jsonl", {"step": 1}), lambda run: run.write_json("x.json", {}),
+                                   lambda run: run.save(1, torch.nn.Linear(2, 2), torch.optim.SGD([torch.zeros(1)], lr=1.0))],
+                         ids=["log", "json", "checkpoint"])
+def test_a_full_disk_is_named_with_the_file_that_did_not_fit(write: object, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on the size of files stands for the disk: it fails in the same calls."""
+    monkeypatch.setattr("rundir.save_adapter", lambda model, directory: directory.mkdir())
+    run = RunDir(tmp_path / "run")
+    run.create({"flags": {}})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert str(tmp_path) in str(error.value)
+    assert run.latest() is None
+    assert list((run.path / "checkpoints").iterdir()) == []
 
 
 def test_a_checkpoint_that_does_not_fit_the_disk_is_reported_and_leaves_nothing_behind(
