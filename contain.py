@@ -317,7 +317,7 @@ def program(config: dict) -> None:
     with open("program.py", "w", encoding="utf-8", errors="replace") as file:
         file.write(config["code"])
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    main.__dict__["__file__"] = "program.py"
+    main.__dict__.update(__file__="program.py", exit=sys.exit, quit=sys.exit)  # site, which is not imported, gives the last two
     try:
         exec(compile(config["code"], "program.py", "exec", dont_inherit=True), main.__dict__)
     except SystemExit:

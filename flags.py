@@ -236,7 +236,9 @@ def make_backend(args: argparse.Namespace) -> Backend:
         backend, fingerprint = SimulatedBackend(args.seed, args.sim_latency), f"simulated {args.seed}"
     if args.executor_cache:
         instant = backend is not None and backend.instant
-        return CachedBackend(args.executor_cache, None if args.replay else backend, fingerprint, instant)
+        cached = CachedBackend(args.executor_cache, None if args.replay else backend, fingerprint, instant)
+        cached.name += " of simulated" * (args.replay and not args.executor_url)  # a simulation is called one wherever it shows
+        return cached
     return backend
 
 

@@ -39,7 +39,8 @@ class VerifierError(RuntimeError):
 # ------------------------------------------------------------------------------------------------- what was answered
 ANSWER_CHARS = 2000  # of an answer that are looked at: its end, where the result is
 _DOLLARS = re.compile(r"(?<!\\)\$(?!\s)((?:[^$\\]|\\.)+?)(?<!\s)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_SAID = re.compile(r".*\banswer\b(?:\s+is\b)?\s*[:=]?\s*(.+)", re.IGNORECASE)  # greedy: the last one in a line
+_SAID = re.compile(r".*\banswer\b(?:\s+is\b)?\s*[:=]?\s*(.*[^\s.!*].*)", re.IGNORECASE)  # greedy: the last one in a line
+_HOPE = re.compile(r"\s*I hope it is correct\.?\s*$")  # how Minerva's examples for MATH end
 
 
 def math_answer(text: str) -> str:
@@ -49,7 +50,7 @@ def math_answer(text: str) -> str:
     last $..$, or the whole text; X may hold a $..$ in turn. Dollars enclose math as in pandoc, without a blank inside
     or a digit behind: "$5 and $7" are prices.
     """
-    text = text[-ANSWER_CHARS:].strip()
+    text = _HOPE.sub("", text[-ANSWER_CHARS:].strip())
     box = last_box(text)
     if box is not None:
         return box
@@ -107,12 +108,14 @@ _SIGNS = {"−": "-", "‐": "-", "‑": "-", "‒": "-", "–": "-", "﹣": "-"
           "±": r"\pm ", "∅": r"\emptyset ", "∈": r"\in ", "θ": r"\theta ", "²": "^2", "³": "^3", "\u00a0": " ", "\u202f": " ",
           "\u2009": " "}
 _UNIT = re.compile(rf"(?<=[\d}}%])\s*{_TEXT}(?:\^\{{?\d\}}?)?$")
-_NO_UNIT = "and|or|half|dozen|hundred|thousand|million|billion|trillion|pi|sqrt|mod|times|plus|minus|over"
+_NO_UNIT = ("and|or|half|dozen|hundred|thousand|million|billion|trillion|pi|sqrt|mod|times|plus|minus|over|"
+            "is|are|was|not|to|if|but|than|vs|because|since")
 _POWER = r"(?:\^\{?\d\}?)?"
 _WORDS = re.compile(
     rf"(?<=\d)(?: (?!(?:{_NO_UNIT})\b)(?:[A-Za-z]{{2,}}{_POWER}|[A-Za-z]+{_POWER}/[A-Za-z]+{_POWER})){{1,3}}$"
-    rf"|(?<=\d)(?:[kcm]m|[km]?g|m[lL]|mph|ft|lbs?|oz|hrs?|mins?|secs?){_POWER}$"
+    rf"|(?<=\d) ?(?:[kcm]m|[km]?g|m[lL]|mph|ft|lbs?|oz|hrs?|mins?|secs?){_POWER}$|(?<=\d) ?m\^\{{?[23]\}}?$"
 )
+_BASED = re.compile(r"(-?[0-9A-F]+)_\{?([0-9]+)\}?")
 _REPEATING = re.compile(r"([+-]?)\s*([0-9]*)\.([0-9]*)\\overline\s*\{\s*([0-9]+)\s*\}")
 _DECIMAL = r"(?:[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]*)?|[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 _NUMBER = re.compile(
@@ -140,11 +143,11 @@ def _spell(text: str) -> str:
 def number(text: str) -> set[Fraction]:
     r"""Return the values that a plain number can mean, none if the text is not one.
 
-    Plain: integer, decimal, a/b, \frac, mixed number; with sign, thousands commas, `x =`, currency, degrees, a unit in
-    \text{} or up to three words behind it; 1.5 \times 10^3 and 0.\overline{3} are plain as well. 50% means 50 or 1/2
-    (Hendrycks' MATH drops the sign, math-verify divides).
+    Plain: integer, decimal, a/b, \frac, mixed number; with sign, thousands commas, `x =` or `m + n =`, currency, degrees, a
+    unit in \text{} or up to three words behind it; 1.5 \times 10^3 and 0.\overline{3} are plain as well. 50% means 50 or
+    1/2 (Hendrycks' MATH drops the sign, math-verify divides).
     """
-    text = _spell(re.sub(r"^\s*[A-Za-z]\s*=", "", text))
+    text = _spell(re.sub(r"^\s*[A-Za-z](?:\s*\+\s*[A-Za-z])*\s*=", "", text))
     if match := _REPEATING.fullmatch(text):
         sign, whole, fixed, cycle = match.groups()
         value = Fraction(int(whole + fixed + cycle) - int((whole + fixed) or 0), (10 ** len(cycle) - 1) * 10 ** len(fixed))
@@ -169,6 +172,7 @@ def _plain(text: str) -> str:
 def same_math(gold: str, answer: str) -> bool:
     """Compare two results: as strings, as exact numbers, at last by math-verify. Raises VerifierError.
 
+    Digits to a base, 1010_2, need the same digits, and the same base if the answer names one.
     A gold number is matched by a number alone: not by a calculation that gives it (the question may hold one to copy)
     and not by prose around it. A gold word is matched by that word (math-verify takes east = seat for a product). An
     answer with more `=` than `name =` or the gold result has is a list of guesses. Otherwise math-verify decides, with
@@ -178,6 +182,9 @@ def same_math(gold: str, answer: str) -> bool:
     plain_gold, plain_answer = _plain(gold), _plain(answer)
     if plain_gold == plain_answer:
         return bool(plain_gold)
+    if based := _BASED.fullmatch(plain_gold):  # math-verify reads over the base
+        other = _BASED.fullmatch(plain_answer)
+        return other.groups() == based.groups() if other else plain_answer == based[1]
     if values := number(gold):
         return bool(values & number(answer))
     if re.fullmatch(r"[A-Za-z]{3,}", plain_gold):
@@ -196,7 +203,7 @@ def to_latex(text: str) -> str:
     text = text.replace("**", "^")
     if "\\" not in text:
         text = re.sub(r"(?<=\d)j\b", "i", text)
-        text = re.sub(r"\bI\b", "i", re.sub(r"\boo\b", r"\\infty ", text))
+        text = re.sub(r"(?<![A-Za-z])I(?![A-Za-z])", "i", re.sub(r"\boo\b", r"\\infty ", text))
     while match := re.search(r"(?<![\\A-Za-z])sqrt\s*\(", text):
         inner = _closed(text, match.end(), "()")
         inner = text[match.end() :] if inner is None else inner

@@ -74,7 +74,8 @@ def grade_math(task: Task, answer: str) -> Grade:
 
 _LETTER = re.compile(
     r"(?:(?:the |my )?(?:correct |right |best |final )?(?:option|choice|answer)(?: is)?\s*[:=-]?\s*)*"
-    r"[(\[\"'“]?\s*([a-j])\s*(?:[)\].:,\"'”=-](?:\s.*)?|\s(?:because|since)\s.*)?",
+    r"[(\[\"'“]?\s*([a-j])\s*(?:[)\].:,\"'”=-](?:\s.*)?|\s(?:because|since)\s.*"
+    r"|[)\]]?\sis (?:the |my )?(?:correct |right |best |final )?(?:option|choice|answer)\W*)?",
     re.DOTALL,
 )
 
@@ -88,7 +89,8 @@ def choice_letter(text: str) -> str:
 
 
 def _plain_words(text: str) -> str:
-    return re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text).replace("*", "").strip().lower()
+    text = re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)
+    return re.sub(r"\\[ ,;:!]|\\q?quad\b|~", " ", text.replace("*", "").replace("`", "")).strip().lower()
 
 
 def grade_choice(task: Task, answer: str) -> Grade:
@@ -110,23 +112,29 @@ def answer_key(task: Task, answer: str) -> str:
 
 # -------------------------------------------------------------------------------------------------- question answering
 # Normalised texts, without articles, that say that there is no answer and nothing else.
-_SUBJECT = r"(?:(?:this |given |provided )?(?:context|text|passage|paragraph|article|question|answer|it|information) )?"
+_TEXTS = r"(?:(?:this|that|given|provided|above) )*(?:context|text|passage|paragraph|article|information)(?: given| provided)?"
+_BY = rf"(?: (?:from|in|by|on|with|using|based on) {_TEXTS})?"
+_SUBJECT = rf"(?:based on {_TEXTS} )?(?:(?:{_TEXTS}|(?:this |that |given )?question|answer|it|this|that) )?"
+_CANNOT = "(?:cannot|can not|cant|could not|couldnt)"
+_IT = "(?: (?:this|that|it|(?:this |that )?(?:question|information|answer)|answer to (?:this |that )?question))?"
+_FIND = "(?:answer|tell|say|determine)"
+_TO_ANSWER = rf"(?: to answer{_IT})?"
 NO_ANSWER = re.compile(
     r"|".join((
         r"(?:answer is |answer )?(?:noanswer|none|na|unknown|null)",
-        r"(?:sorry )?(?:there is |there are |i have |answer is )?no (?:possible |valid |correct )?answers?(?: possible| given|"
-        r" provided| found| available| in (?:context|text|passage|paragraph))?",
-        rf"{_SUBJECT}(?:is |was |are )?(?:unanswerable|not answerable|impossible to (?:answer|tell|say|determine))",
-        rf"{_SUBJECT}(?:cannot|can not|cant|could not) be (?:answered|determined|found|inferred)(?: (?:from|in) (?:this |given |"
-        r"provided )?(?:context|text|passage|paragraph|article|information))?",
-        rf"{_SUBJECT}(?:is |was )?not (?:mentioned|stated|specified|provided|given|known|available|found|in context|"
-        r"in passage|in text)(?: in (?:this |given |provided )?(?:context|text|passage|paragraph|article))?",
-        rf"{_SUBJECT}(?:does not|doesnt|do not) (?:say|mention|state|specify|provide|contain|give|answer)(?: (?:this|it|"
-        r"that|answer|question|this question|this information|information))?",
-        r"(?:there is )?(?:not enough|insufficient|no) information(?: to answer(?: question| this question)?)?(?: available|"
-        r" given| provided)?",
-        r"i (?:do not|dont) know",
-        r"(?:i )?(?:cannot|can not|cant) (?:answer|tell|say|be known)(?: (?:this |that )?question)?",
+        r"(?:sorry )?(?:there is |there are |theres |i have |answer is )?no (?:possible |valid |correct )?answers?"
+        rf"(?: (?:is |are )?(?:possible|given|provided|found|available)| can be (?:found|given|determined))?{_BY}",
+        rf"there (?:is not|isnt) (?:any )?answer{_BY}",
+        rf"{_SUBJECT}(?:gives|provides|contains|has) no (?:answer|information)(?: (?:about|on) (?:this|that|it))?",
+        rf"{_SUBJECT}(?:is |was |are )?(?:unanswerable|not answerable|(?:not |im)possible to {_FIND}){_IT}{_BY}",
+        rf"{_SUBJECT}{_CANNOT} be (?:answered|determined|found|inferred){_BY}",
+        rf"{_SUBJECT}(?:is |was )?not (?:mentioned|stated|specified|provided|given|known|available|found|in {_TEXTS}){_BY}",
+        rf"{_SUBJECT}(?:does not|doesnt|do not) (?:say|mention|state|specify|provide|contain|give|answer){_IT}",
+        rf"{_SUBJECT}(?:does not|doesnt|do not) (?:provide|contain|give|have) (?:enough|sufficient|any) information{_TO_ANSWER}",
+        r"(?:there is |theres )?(?:not enough|insufficient|no) (?:information|context)"
+        rf"(?: (?:is |was )?(?:available|given|provided))?(?: (?:about|on) (?:this|that|it))?{_TO_ANSWER}{_BY}",
+        r"(?:i|we) (?:do not|dont) know",
+        rf"(?:(?:i|we) )?{_CANNOT} (?:{_FIND}|be known){_IT}{_BY}",
     ))
 )
 

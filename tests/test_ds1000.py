@@ -226,7 +226,7 @@ def ds1000(question: str, context: str = "") -> Task:
     ("pandas", (PANDAS_QUESTION, PANDAS), 'result = pd.DataFrame({"kind": ["a", "b"], "n": [4, 2]})', 0),  # one case alone
     ("pandas", (PANDAS_QUESTION, PANDAS), 'df = pd.DataFrame({"kind": ["a"]})\nresult = df', 0),
     ("pandas", (PANDAS_QUESTION, PANDAS), "```python\nresult = df.groupby('kind', as_index=False)['n'].sum()\n", 1),  # not closed
-    ("pandas", (PANDAS_QUESTION, PANDAS), "result = df.groupby('kind', as_index=False)['n'].sum()\n</code>\n```python\n```", 1),
+    ("pandas", (PANDAS_QUESTION, PANDAS), "result = df.groupby('kind', as_index=False).n.sum()\n</code>\n```python\n1\n```", 1),
     ("scipy", (SCIPY_QUESTION, SCIPY),
      "    result = sciopt.minimize(lambda x: ((x - target) ** 2).sum(), np.zeros(3)).x\n    return result", 1),
     ("scipy", (SCIPY_QUESTION, SCIPY), "    return sciopt.minimize(lambda x: (x ** 2).sum(), target).x", 0),

