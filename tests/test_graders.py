@@ -134,7 +134,7 @@ ABSTENTIONS = [  # evaluate-v2.0.py takes the first four; the others are ours, w
 ANSWERS = ["Paris", "no answer is known for Paris", "unknown soldier", "none of them", "I don't know, maybe Paris", "no", "yes",
            "The context does not mention Paris", "not mentioned, but probably Paris", "nobody", "based on the context Paris",
            "No answer can be found except Paris", "cannot answer Paris", "no information age", "the passage", "it", "zero",
-           "nothing"]
+           "nothing", "impossible to say, but Paris"]
 
 
 @pytest.mark.parametrize("answer", ABSTENTIONS)
