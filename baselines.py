@@ -82,7 +82,7 @@ def score_workflow(text: str, task: Task, new_canvas: NewCanvas, grade: Grader) 
     canvas.run_graph()
     result = grade(task, canvas.answer)
     if result.error:
-        raise RuntimeError(f"the grader failed on {task.id}: {result.error}")
+        raise OSError(f"the grader failed on {task.id}: {result.error}")
     return result.score
 
 

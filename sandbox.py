@@ -220,6 +220,8 @@ def _settle(forced: str) -> _Settled:
             try:
                 openings = _probe(layers)
             except SandboxError as error:
+                if re.search(r"\[Errno (11|12|23|24)\]", str(error)):  # out of processes, memory, descriptors: no less
+                    raise  # containment for the rest of the run, because of one bad moment
                 match = re.search(r"did not start: setup (\w+) (.*)", str(error))
                 cause = match and {"root": "namespaces", "drop": "uid"}.get(match[1], match[1])
                 if cause not in layers:
@@ -394,6 +396,4 @@ def doctor() -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--doctor"]:
-        raise SystemExit("usage: python sandbox.py --doctor")
-    print(doctor())
+    print(doctor() if sys.argv[1:] == ["--doctor"] else sys.exit("usage: python sandbox.py --doctor"))

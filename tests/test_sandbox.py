@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -432,6 +433,15 @@ def test_a_full_machine_is_an_error_of_the_sandbox(monkeypatch: pytest.MonkeyPat
             call()
 
 
+def test_a_machine_that_is_full_while_the_sandbox_is_probed_does_not_lower_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptors(*args: object, **named: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(sandbox.subprocess, "Popen", no_descriptors)
+    with pytest.raises(SandboxError, match=r"could not be set up: .*Too many open files"):
+        sandbox._settle.__wrapped__("")
+
+
 def test_a_program_is_stopped_when_its_judge_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
@@ -458,6 +468,46 @@ def test_without_posix_the_sandbox_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sandbox.os, "name", "nt")
     with pytest.raises(SandboxError, match="POSIX"):
         run_program("pass")
+
+
+IMPORTS_ELSEWHERE = """
+import ctypes, importlib, multiprocessing, pathlib, subprocess, sys, tempfile, torch, tqdm, matplotlib.pyplot
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty"):
+    sys.modules[name] = None  # an import of it fails
+def library(name, **more):
+    if name is None: raise TypeError("there is no such library on Windows")
+ctypes.CDLL = library
+sys.platform = sys.argv[1]
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+"""
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_every_file_can_be_imported_where_there_is_no_linux(platform: str) -> None:
+    """A simulation: modules that only POSIX has are hidden, and the C library cannot be opened."""
+    names = sorted(path.stem for path in Path(sandbox.__file__).parent.glob("*.py"))
+    done = subprocess.run([sys.executable, "-c", IMPORTS_ELSEWHERE, platform, *names], capture_output=True, text=True,
+                          check=False, cwd=Path(sandbox.__file__).parent)
+    assert done.returncode == 0, done.stderr
+
+
+CALL_NAMES = [
+    "socket", "clone", "shmget", "semget", "msgget", "mq_open", "memfd_create", "add_key", "request_key", "keyctl", "unshare",
+    "setns", "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "perf_event_open", "bpf", "userfaultfd",
+    "open_by_handle_at"]
+
+
+@pytest.mark.parametrize(("machine", "header", "audit"), [
+    ("x86_64", "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", 62 | 0xC0000000),  # EM_X86_64, 64 bits, little endian
+    ("aarch64", "/usr/include/asm-generic/unistd.h", 183 | 0xC0000000)])  # EM_AARCH64
+def test_the_filter_names_the_system_calls_by_the_kernels_numbers(machine: str, header: str, audit: int) -> None:
+    if not Path(header).exists():
+        pytest.skip(f"no {header}: install linux-libc-dev")
+    numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text()))
+    assert contain.CALLS[machine] == (audit, *(int(numbers[name]) for name in CALL_NAMES))
+    of_all = ("io_uring_setup", "io_uring_enter", "io_uring_register", "pidfd_getfd", "memfd_secret")
+    assert {*contain.CALLS_OF_ALL} == {int(numbers[name]) for name in of_all if name in numbers} | {447}
 
 
 # ------------------------------------------------------------------------------------------- honest programs, honest tests
