@@ -326,6 +326,7 @@ FORGERIES = {
 # More of them, aimed at what crosses between program and tests: callbacks, objects, changed arguments, content that lies.
 for _case in (Path(__file__).parent / "forgeries.txt").read_text().removeprefix("=== ").split("\n=== "):
     _name, _, _body = _case.partition("\n")
+    assert _name not in FORGERIES
     FORGERIES[_name] = tuple(_body.split("--- tests\n"))
 
 

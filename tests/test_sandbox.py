@@ -434,11 +434,13 @@ def test_a_full_machine_is_an_error_of_the_sandbox(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_machine_that_is_full_while_the_sandbox_is_probed_does_not_lower_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_descriptors(*args: object, **named: object) -> None:
+    def full_once(*args: object, **named: object) -> subprocess.Popen:
+        monkeypatch.setattr(sandbox.subprocess, "Popen", popen)
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(sandbox.subprocess, "Popen", no_descriptors)
-    with pytest.raises(SandboxError, match=r"could not be set up: .*Too many open files"):
+    popen = subprocess.Popen
+    monkeypatch.setattr(sandbox.subprocess, "Popen", full_once)
+    with pytest.raises(SandboxError, match=r"^the sandbox could not be set up: .*Too many open files"):
         sandbox._settle.__wrapped__("")
 
 
