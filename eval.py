@@ -22,10 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import baselines
 import play
+import report
 import stats
 from backends import ExecutorError
 from canvas import Canvas
@@ -51,11 +50,13 @@ from rollout import Job, RolloutConfig, Trajectory, rollout, turn_seed
 from rundir import RunDir, end_on_signals
 from sandbox import SandboxError
 from tasks import Task, TaskError, read_tasks
+from terminal import workflows_text
 from vllm_sampler import ServerError
 
 AT_ONCE = 64  # episodes played together
 BASELINES = ("direct", "self-consistency", "random", "untrained")
-MAY_CHANGE = {"out", "resume", "baseline", "runs", "limit", "workers", "data_given", "executor_cache", "replay"}  # on resume
+MAY_CHANGE = {"out", "resume", "baseline", "runs", "limit", "workers", "data_given", "executor_cache", "replay", "quiet",
+              "log_json"}  # on resume
 
 
 class JudgedWorld(World):
@@ -92,11 +93,11 @@ def evaluate(tasks: Sequence[Task], sampler: Sampler, tokenizer: ChatTokenizer, 
 def play_pairs(pairs: Sequence[tuple[Task, int]], sampler: Sampler, tokenizer: ChatTokenizer, world: World,
                config: RolloutConfig, seed: int, label: str) -> Iterator[list[Trajectory]]:
     """Play (task, run) pairs; yield the trajectories of AT_ONCE of them at a time."""
-    with tqdm(total=len(pairs), desc=label, unit="tau", disable=None, leave=False) as bar:
+    with world.progress(label, len(pairs)) as line:
         for start in range(0, len(pairs), AT_ONCE):
             jobs = [Job(task, run, job_seed(seed, task, run)) for task, run in pairs[start:start + AT_ONCE]]
             yield rollout(jobs, sampler, tokenizer, world.new_canvas, world.score, config)
-            bar.update(len(jobs))
+            line.advance(len(jobs))
 
 
 def score_of(tau: Trajectory) -> float:
@@ -109,9 +110,6 @@ def summarise(taus: Sequence[Trajectory]) -> list[dict[str, Any]]:
     sources = sorted({record["source"] for record in records})
     found = [stats.row(name, [r for r in records if r["source"] == name]) for name in sources]
     return found + ([stats.row("all", records)] if len(sources) > 1 else [])
-
-
-table = stats.table
 
 
 # ---- baselines ----------------------------------------------------------------------------------------------------
@@ -140,8 +138,10 @@ def run_baseline(name: str, pairs: Sequence[tuple[Task, int]], world: World, bud
         fixed = lambda: baselines.fixed(name.partition(":")[2], task, world.new_canvas)  # noqa: E731
         return answer_of(task, run, makers.get(name, fixed), world)
 
-    with ThreadPoolExecutor(workers) as pool:
-        yield from tqdm(pool.map(one, pairs), total=len(pairs), desc=name[:30], disable=None, leave=False)
+    with ThreadPoolExecutor(workers) as pool, world.progress(name[:30], len(pairs)) as line:
+        for tau in pool.map(one, pairs):
+            line.advance()
+            yield tau
 
 
 def check_baselines(names: Sequence[str], world: World, tasks: Sequence[Task], policy_url: str | None) -> None:
@@ -173,7 +173,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--limit", type=int, help="tasks per source, at most")
     group.add_argument("--workers", type=int, default=32, help="canvases and gradings at a time (default %(default)s)")
     group.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="defaults without a run directory")
-    group.add_argument("--out", type=Path, metavar="DIR", help="write eval.json, eval.md and trajectories.jsonl there")
+    group.add_argument("--out", type=Path, metavar="DIR", help="write eval.json, eval.md, trajectories.jsonl, report.html there")
     group.add_argument("--resume", action="store_true", help="go on with the evaluation in --out")
     group.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
                        help='direct: the executor alone; self-consistency: the executor alone at as many tokens; random: a '
@@ -197,7 +197,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     defaults = dict(preset_defaults(arguments))
     if first.adapter and (first.adapter / "args.json").exists():
         defaults |= RunDir(first.adapter).read_args()["flags"]
-        for name in ("preset", "out", "resume"):
+        for name in ("preset", "out", "resume", "quiet", "log_json"):
             defaults.pop(name, None)
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
     args = parser.parse_args(arguments)
@@ -370,13 +370,15 @@ def run(args: argparse.Namespace) -> None:
     notes = [f"policy {args.model}, adapter {args.adapter or 'none'}; executor {executor}; {args.runs} runs a task",
              contamination(train, tasks)]
     notes += [f"LLM judge {args.judge_model}: beside the scores, not in them"] if world.judge else []
+    result = {**found, "notes": notes, "flags": {k: str(v) for k, v in vars(args).items()}}
     shown = stats.as_markdown(found, notes)
-    print(shown)
-    for kind, text in stats.commonest_texts(records).items():
-        print(f"commonest workflow for {kind}: {text or '(empty)'}")
+    print(json.dumps(result) if args.log_json else f"{shown}\n\n{workflows_text(stats.commonest_texts(records))}")
     if out:
-        out.write_json("eval.json", {**found, "notes": notes, "flags": {k: str(v) for k, v in vars(args).items()}})
+        out.write_json("eval.json", result)
         (args.out / "eval.md").write_text(shown + "\n", encoding="utf-8")
+        page = report.write_report(args.out)
+        if not args.log_json:
+            print(f"page {page}")
 
 
 INTERRUPTED = "eval.py: interrupted"

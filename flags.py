@@ -11,6 +11,7 @@ import math
 import os
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from qwen3 import Qwen3
 from rewards import RewardConfig, grade, reward
 from rollout import Trajectory
 from tasks import Task, read_tasks, toy_tasks
+from terminal import Progress
 from vllm_check import require
 from vllm_fleet import AWAY_SECONDS, Fleet
 from vllm_sampler import VLLMSampler
@@ -105,6 +107,12 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     canvas.add_argument("--operator-file", nargs="+", default=[], metavar="FILE", help="plug-ins: see operators.py")
 
     _add_executor_flags(parser.add_argument_group("executor"))
+
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--quiet", action="store_true", help="no progress, only what the program prints at its end")
+    shown.add_argument("--log-json", action="store_true",
+                       help="for scripts: stdout has JSON alone, of train.py a line a step and then the summary, of eval.py "
+                            "one object, the contents of eval.json")
 
     rewards = parser.add_argument_group("reward (paper Eq. 11-14)")
     rewards.add_argument("--reward-weights", default="0.2,0.2,0.2,0.4", help="checker,format,operators,structure")
@@ -251,6 +259,7 @@ class World:
         self.prompts = {name: op.prompt for name, op in self.library.items()}  # by default; args.json has them for the page
         self.backend = make_backend(args)
         self.reward_config = reward_config(args)
+        self.progress = partial(Progress, quiet=args.quiet, plain=not args.log_json)  # progress(label, total) -> its line
         self.config = CanvasConfig(
             max_turns=args.max_turns, feedback_chars=args.feedback_chars, prompt_mode=args.prompt_mode,
             finish_rules=tuple(filter(None, args.finish_rules.split(","))), min_operators=args.min_operators,

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import baselines
 import report
+import trackers
 from backends import ExecutorError, Request
 from cwrpo import UpdateConfig, group_advantages, uniform_groups, update
-from eval import evaluate, rollout_config, score_of, summarise, table
+from eval import evaluate, rollout_config, score_of, summarise
 from flags import (
     PRESETS,
     Sampler,
@@ -52,6 +52,7 @@ from rewards import grade
 from rollout import Job, Trajectory, rollout, turn_seed
 from rundir import RunDir, end_on_signals
 from tasks import Task, toy_tasks
+from terminal import Progress, summary_text
 from vllm_check import Check, checks
 from vllm_sampler import ServerError
 from warmstart import parse_rate
@@ -65,6 +66,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
     run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
     run.add_argument("--check", action="store_true", help="only see whether the servers are what training needs")
+    for name in trackers.MODULES:
+        run.add_argument(f"--{name}", action="store_true", help=f"the numbers of metrics.jsonl there too (pip install {name})")
     run.add_argument("--no-baselines", action="store_true", help="skip the search for fixed and reachable workflows")
 
     batch = parser.add_argument_group("batch")
@@ -110,17 +113,18 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.resume:  # a run goes on with its own flags; only --steps may be raised, and a server may have moved
         given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
-        if extra := given - {"--resume", "--out", "--steps", "--executor-url", "--policy-url"}:
+        if extra := given - {"--resume", "--out", "--steps", "--executor-url", "--policy-url", "--quiet", "--log-json"}:
             raise UsageError(f"--resume takes the run's own flags; remove {', '.join(sorted(extra))}")
         moved = {name: getattr(args, name) for name in ("steps", "executor_url", "policy_url")
                  if f"--{name.replace('_', '-')}" in given}
         stored = vars(args) | RunDir(args.out).read_args()["flags"] | moved
-        args = argparse.Namespace(**stored | {"out": args.out, "resume": True})
+        args = argparse.Namespace(**stored | {"out": args.out, "resume": True, "quiet": args.quiet, "log_json": args.log_json})
     return args
 
 
 def check_flags(args: argparse.Namespace) -> None:
     check_shared_flags(args)
+    trackers.require(*(name for name in trackers.MODULES if getattr(args, name)))
     for name in ("steps", "tasks_per_source", "rollouts_per_task", "save_every", "epochs", "lora_rank", "micro_batch_tokens",
                  "min_trajectories"):
         if getattr(args, name) < 1:
@@ -222,13 +226,14 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     config = update_config(args, tokenizer.vocab_size, len({task.source for task in pool}))
     sampler = make_sampler(args, model, tokenizer)
     if note := truncation_note(args):
-        print(note, flush=True)
+        print(note, file=sys.stderr, flush=True)
     try:
         if not args.resume:
             out.create(environment(args, world))
         evaluate_before(args, out, held_out, sampler, tokenizer, world)
         start_step = out.restore(model, optimizer) if args.resume else 0
-        bar = tqdm(total=args.steps, initial=start_step, desc="training", unit="step", ncols=100, disable=None)
+        line = world.progress("training", args.steps, start_step)
+        tracked = trackers.Trackers(out.path, vars(args), start_step, args.tensorboard, args.wandb)
         for step in range(start_step, args.steps):
             clock = [time.monotonic()]
             try:
@@ -243,10 +248,11 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             clock.append(time.monotonic())
             optimizer.param_groups[0]["lr"] = learning_rate(step, args)
             stats = update(model, optimizer, batch, config, disable_lora)
-            log(out, bar, step, taus, stats, clock, args)
+            tracked.log(log(out, line, step, taus, stats, clock, args))
             if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
                 out.save(step + 1, model, optimizer)
-        bar.close()
+        line.close()
+        tracked.close()
         sampler.load_adapter(version=args.steps)
         after = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="after")
         require_sound(after, args)
@@ -295,9 +301,9 @@ def group_of(tau: Trajectory, args: argparse.Namespace) -> str:
     return tau.task.source if args.group_by == "source" else tau.task.id
 
 
-def log(out: RunDir, bar: tqdm, step: int, taus: Sequence[Trajectory], stats: dict[str, float],
-        clock: Sequence[float], args: argparse.Namespace) -> None:
-    """Append the step to metrics.jsonl and trajectories.jsonl and show it. clock: when it began, synced and had sampled."""
+def log(out: RunDir, line: Progress, step: int, taus: Sequence[Trajectory], stats: dict[str, float],
+        clock: Sequence[float], args: argparse.Namespace) -> dict[str, Any]:
+    """Write and show the step; return its row of metrics.jsonl. clock: when it began, was synced and had sampled."""
     began, synced, sampled = clock
     scored = [tau for tau in taus if not tau.dropped]
     uniform = uniform_groups([tau.reward for tau in scored], [group_of(tau, args) for tau in scored])
@@ -313,11 +319,11 @@ def log(out: RunDir, bar: tqdm, step: int, taus: Sequence[Trajectory], stats: di
     out.append("metrics.jsonl", metrics)
     shown = {"R": metrics["reward"], "R_div=1": metrics["feasible_rate"], "acc": metrics["accuracy"],
              "gnorm": metrics["grad_norm"], "uni": metrics["uniform_groups"]}
-    text = " ".join(f"{name} {value:.2f}" for name, value in shown.items()) + f" {metrics['tokens_per_second']:.0f} tok/s"
-    bar.set_postfix_str(text, refresh=False)
-    bar.update()
-    if bar.disable:  # no terminal: a line a step
-        print(f"step {step + 1}/{args.steps} {text}", flush=True)
+    text = " ".join(f"{name} {value:.2f}" for name, value in shown.items())
+    line.advance(text=f"{text} {metrics['tokens_per_second']:.0f} tok/s")
+    if args.log_json:
+        print(json.dumps(metrics), flush=True)
+    return metrics
 
 
 def environment(args: argparse.Namespace, world: World) -> dict[str, Any]:
@@ -343,7 +349,8 @@ def finish(out: RunDir, args: argparse.Namespace, after: Sequence[Trajectory], p
         "accuracy_best_fixed": None, "accuracy_best_reachable": None, "tokens_per_second": mean["tokens_per_second"],
         "trajectories": sum(row["trajectories"] for row in metrics), "commonest_workflow": commonest_workflows(after)}
     if not args.no_baselines and world.backend.instant:
-        print("Searching for the best fixed and the best reachable workflows ...", flush=True)
+        if not (args.quiet or args.log_json):
+            print("Searching for the best fixed and the best reachable workflows ...", file=sys.stderr, flush=True)
         fixed = baselines.best_fixed(pool, held_out, world.new_canvas, grade, summary["trajectories"], args.seed)
         reachable = baselines.best_reachable(pool, held_out, world.new_canvas, grade, args.max_turns)
         summary |= {"accuracy_best_fixed": fixed.accuracy, "best_fixed": fixed.workflow, "best_reachable": reachable,
@@ -352,26 +359,13 @@ def finish(out: RunDir, args: argparse.Namespace, after: Sequence[Trajectory], p
     out.write_json("summary.json", summary)
     report.write_curves([out.path], out.path / "curves.png")
     report.write_report(out.path)
-    print_summary(out, summary, before, summarise(after), world)
+    if args.log_json:
+        print(json.dumps(summary), flush=True)
+    else:
+        print(f"\n{summary_text(summary, before, summarise(after), 'simulated' in world.backend.name)}\n"
+              f"adapter {out.latest()}\nmetrics {out.path / 'metrics.jsonl'}\n"
+              f"plots   {out.path / 'curves.png'}\npage    {out.path / 'report.html'}")
     return summary
-
-
-def print_summary(out: RunDir, summary: dict[str, Any], before: dict, after_rows: list, world: World) -> None:
-    simulated = " (simulated executor: a simulation, no LLM)" if "simulated" in world.backend.name else ""
-    print(f"\nHeld-out tasks before training{simulated}\n{table(before['rows'])}")
-    print(f"\nHeld-out tasks after training{simulated}\n{table(after_rows)}\n")
-    known = {name: summary[name] for name in ("accuracy_random", "accuracy_warmstart", "accuracy_trained",
-                                              "accuracy_best_fixed", "accuracy_best_reachable")}
-    for name, value in known.items():
-        print(f"{name:28s} {'not computed' if value is None else format(value, '.3f')}")
-    print(f"{'edits that parse at the start':28s} {before['parse_rate']:.3f}")
-    print(f"{'reward, first 10 -> last 10':28s} {summary['reward_first10']:.3f} -> {summary['reward_last10']:.3f}")
-    print(f"{'R_div = 1, last 10 steps':28s} {summary['feasible_rate_last10']:.3f}")
-    for kind, text in summary["commonest_workflow"].items():
-        print(f"commonest workflow for {kind:5s} {text or '(empty)'}")
-    print(f"\n{summary['trajectories']} trajectories, {summary['tokens_per_second']:.0f} tokens/s, "
-          f"{summary['wall_seconds']:.0f} s in all\nadapter {out.latest()}\nmetrics {out.path / 'metrics.jsonl'}\n"
-          f"plots   {out.path / 'curves.png'}\npage    {out.path / 'report.html'}")
 
 
 INTERRUPTED = "train.py: interrupted; continue with --resume"
