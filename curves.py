@@ -3,6 +3,7 @@
 Columns are found by name. One that a run did not log has no curve; one that PANELS does not know gets its own on the
 page. matplotlib is imported only to draw the picture; the page (report.py) does not need it.
 """
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ def plot_curves(tables: list[dict[str, list[float | None]]], names: Sequence[str
     """
     try:
         from matplotlib.figure import Figure  # a Figure of its own draws with Agg and needs no display
+        from PIL import Image  # comes with matplotlib
     except ImportError as error:
         raise ImportError(f"{path.name} needs matplotlib ({error}): pip install matplotlib") from error
     logged = {name: [] for table in tables for name in table}
@@ -133,7 +135,8 @@ def plot_curves(tables: list[dict[str, list[float | None]]], names: Sequence[str
     title = names[0] if len(names) == 1 else f"mean and range of {len(names)} runs: {', '.join(names)}"
     figure.suptitle(title if len(title) < 110 else title[:107] + "...", fontsize=9)
     temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=200)
+    figure.savefig(picture := io.BytesIO(), format="png", dpi=200)
+    Image.open(picture).convert("RGB").quantize(64).save(temporary, format="png", optimize=True)  # a third of the bytes
     os.replace(temporary, path)
     return path
 

@@ -319,8 +319,16 @@ def push(directory: Path, repo: str, public: bool) -> str:
     return str(url)
 
 
+EXAMPLES = """LoRA adapters in PEFT's format. `merge --help` has the flags.
+
+    python lora.py merge --model Qwen3-0.6B --adapter runs/real/checkpoints/step_000200 --out merged
+    python lora.py merge --model Qwen3-8B --adapter adapter --out merged --max-shard-gb 2      files of 2 GB at most
+    python lora.py merge --model Qwen3-0.6B --adapter adapter --out merged --push user/name    private, unless --public
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="LoRA adapters in PEFT's format.")
+    parser = argparse.ArgumentParser(description=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("merge", help="add an adapter into its base model and write a plain model directory")
     command.add_argument("--model", type=Path, required=True, help="Hugging Face directory of the base model")

@@ -1,6 +1,7 @@
 """A canvas without a policy: play the Flow-Director by hand, or run a saved workflow on another question.
 
-    python canvas.py --source toy_math                              type edits, read the canvas's feedback
+    python canvas.py                                                type edits, read feedback, see the workflow drawn
+    python canvas.py --source toy_code --seed 3 --prompt-mode ask   another task, and the paper's two-step interaction
     python canvas.py run w.json --question "..." --executor-url http://localhost:8000 --executor-model my-model
 
 A saved workflow is JSON: the graph as text with its node ids, the custom prompts by node, and the kind of its question.
@@ -75,6 +76,24 @@ def run_saved(args: argparse.Namespace) -> None:
     print(f"\nanswer: {canvas.answer}" + ("" if args.executor_url else f"\n{SIMULATED_NOTE}"))
 
 
+def drawing(graph: Graph, ran: Sequence[str] = (), failed: Sequence[str] = ()) -> str:
+    """The workflow as text, a stage below the other; nodes that just ran have a *, failed ones a !."""
+    marks = {**dict.fromkeys(ran, "*"), **dict.fromkeys(failed, "!")}
+    blocks = []
+    for stage in graph.stages:
+        names = [f"{node.id} {node.operator}{marks.get(node.id, '')}" for node in stage.nodes]
+        if stage.kind == "parallel":
+            lines = [f"┌ {names[0]}", *(f"├ {name}" for name in names[1:-1]), f"└ {names[-1]}"]
+        elif stage.kind == "conditional":
+            lines = [f"◇ {names[0]}", f"├ problem: {names[1]}", f"└ fine: {names[2] if len(names) > 2 else 'done'}"]
+        elif stage.kind == "loop":
+            lines = [f"↻ up to {stage.count} ×", *(f"│ {name}" for name in names)]
+        else:
+            lines = names
+        blocks.append("\n".join(f"  {line}" for line in lines))
+    return "\n  ↓\n".join(blocks) or "  (empty)"
+
+
 def play(args: argparse.Namespace) -> None:
     task = toy_tasks(args.source, 1, args.seed)[0]
     config = CanvasConfig(max_turns=args.max_turns, prompt_mode=args.prompt_mode)
@@ -87,7 +106,7 @@ def play(args: argparse.Namespace) -> None:
         except (EOFError, KeyboardInterrupt):
             print("\nGiven up.")
             break
-        print(feedback.text or feedback.error)
+        print(f"{feedback.text or feedback.error}\n\n{drawing(canvas.graph, canvas.ran_last, feedback.info.get('failed', ()))}")
     earned = reward(canvas, grade(task, canvas.answer), RewardConfig())
     print(f"\nAnswer: {canvas.answer!r}   gold: {task.answers[0]!r}")
     print("Reward: " + ", ".join(f"{name} {value:g}" for name, value in asdict(earned).items()))
@@ -98,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[:1] == ["run"]:
         parser = argparse.ArgumentParser(prog="canvas.py run", description="Run a saved workflow on one question.")
         parser.add_argument("workflow", type=Path, metavar="FILE", help="as eval.py --ask --save-workflow wrote it")
-        parser.add_argument("--question", required=True)
+        parser.add_argument("--question", required=True, help="what the workflow is to answer")
         parser.add_argument("--kind", choices=tuple(SOURCES), help="of the question; default: as in the file")
         parser.add_argument("--executor-url", nargs="+", metavar="URL", help="OpenAI-compatible; default: the simulation")
         parser.add_argument("--executor-model", help="model name at --executor-url")
@@ -106,8 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument("--operator-file", nargs="+", default=[], metavar="FILE", help="plug-ins that the workflow uses")
         action, words = run_saved, words[1:]
     else:
-        parser = argparse.ArgumentParser(prog="canvas.py", description="Play the Flow-Director: type edits, read feedback. "
-                                         "`canvas.py run FILE --question ...` runs a saved workflow.")
+        parser = argparse.ArgumentParser(prog="canvas.py", description=__doc__,
+                                         formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--source", default="toy_math", help="toy_math, toy_qa or toy_code (default %(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="which task, and the simulated executor's seed")
         parser.add_argument("--max-turns", type=int, default=20, help="turns before the episode ends (default %(default)s)")

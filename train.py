@@ -61,7 +61,8 @@ from warmstart import parse_rate
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, default=Path("runs/default"), help="run directory (default %(default)s)")
-    run.add_argument("--steps", type=int, default=40, help="optimiser steps (default %(default)s)")
+    run.add_argument("--steps", type=int, default=40,
+                     help="optimiser steps; the learning rate falls over them (default %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
     run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
     run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
@@ -72,7 +73,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
     batch = parser.add_argument_group("batch")
     batch.add_argument("--tasks-per-source", type=int, default=3, help="tasks of each source a step (default %(default)s)")
-    batch.add_argument("--rollouts-per-task", type=int, default=6, help="trajectories a task (default %(default)s)")
+    batch.add_argument("--rollouts-per-task", type=int, default=6,
+                       help="trajectories a task; more: less noise in the advantages, more time (default %(default)s)")
     batch.add_argument("--group-by", choices=("source", "task"), default="task",
                        help="rewards are compared within a source (CWRPO) or a task (GRPO) (default %(default)s)")
     batch.add_argument("--skip-uniform-groups", action="store_true", help="leave groups of equal rewards out of the update")
@@ -80,25 +82,28 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     batch.add_argument("--min-trajectories", type=int, default=2, help="stop if fewer are sound (default %(default)s)")
 
     loss = parser.add_argument_group("loss and optimiser (paper Eq. 10)")
-    loss.add_argument("--lr", type=float, default=2.5e-3, help="peak; cosine to a tenth (default %(default)s)")
+    loss.add_argument("--lr", type=float, default=2.5e-3,
+                      help="peak; cosine to a tenth. Too high: kl_ref jumps, invalid_edits rise (default %(default)s)")
     loss.add_argument("--warmup-steps", type=int, default=3, help="linear, from above zero (default %(default)s)")
     loss.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's (default %(default)s)")
-    loss.add_argument("--max-grad-norm", type=float, default=1.0, help="clip above (default %(default)s)")
+    loss.add_argument("--max-grad-norm", type=float, default=1.0,
+                      help="gradients above this norm are scaled to it (default %(default)s)")
     loss.add_argument("--epochs", type=int, default=1, help="optimiser steps per batch (default %(default)s)")
-    loss.add_argument("--clip-eps", type=float, default=0.2, help="ratio clip (default %(default)s)")
+    loss.add_argument("--clip-eps", type=float, default=0.2,
+                      help="ratio clip; matters from the second of --epochs on (default %(default)s)")
     loss.add_argument("--clip-eps-high", type=float, help="another bound for the upper side (clip-higher)")
     loss.add_argument("--kl-coef", type=float, default=0.03, help="beta of the k3 penalty (default %(default)s; 0: none)")
-    loss.add_argument("--entropy-coef", type=float, default=0.0, help="entropy bonus (default %(default)s)")
+    loss.add_argument("--entropy-coef", type=float, default=0.0, help="entropy bonus; 0: none (default %(default)s)")
     loss.add_argument("--loss-norm", choices=("trajectory", "token", "constant"), default="trajectory",
                       help="mean over trajectories of token means (paper), over all tokens, or the sum over tokens by the "
                            "most that a step could have (Dr. GRPO) (default %(default)s)")
-    loss.add_argument("--tis-cap", type=float, help="cap of the truncated trainer/sampler importance weight")
+    loss.add_argument("--tis-cap", type=float, help="cap of the trainer/sampler importance weight, say 2; default: no weight")
     loss.add_argument("--no-mask", action="store_true", help="ablation: feedback tokens are trained too")
     loss.add_argument("--micro-batch-tokens", type=int, default=16384, help="raise until it no longer fits (default %(default)s)")
     loss.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more compute")
 
     lora = parser.add_argument_group("LoRA")
-    lora.add_argument("--lora-rank", type=int, default=16, help="(default %(default)s)")
+    lora.add_argument("--lora-rank", type=int, default=16, help="more: more to learn, more memory (default %(default)s)")
     lora.add_argument("--lora-alpha", type=float, default=32.0, help="scale is alpha / rank (default %(default)s)")
     lora.add_argument("--lora-dropout", type=float, default=0.0, help="above 0 the first ratio is not 1 (default %(default)s)")
     lora.add_argument("--lora-targets", default="q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",

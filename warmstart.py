@@ -5,7 +5,9 @@ takes the same code path as Qwen3-8B. Imitation teaches the grammar and not a st
 drawn uniformly at random among the legal ones (baselines.random_edit), on the toy tasks, with the canvas's real
 feedback between them. The held-out accuracy after it is that of the random editor.
 
-    python warmstart.py [--out DIR]        `python train.py` calls it when needed and keeps the result in runs/
+    python warmstart.py                    two minutes on two cores; `python train.py` does it when needed, in runs/
+    python warmstart.py --out runs/tiny    a directory of your choice, for --model and scripts/serve_vllm.sh
+    python warmstart.py --seed 1           other demonstrations, other weights
 """
 
 from __future__ import annotations
@@ -194,7 +196,7 @@ def parse_rate(texts: Sequence[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the tiny default policy (about two minutes on two cores).")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=None, help="directory to make (default: runs/tiny-SEED-HASH)")
     parser.add_argument("--seed", type=int, default=0, help="of demonstrations and weights (default %(default)s)")
     args = parser.parse_args()

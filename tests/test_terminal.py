@@ -7,12 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scripted import add, parallel
 
 import eval as evaluation
+import play
 import terminal
 import trackers
 import train
 from flags import World
+from graph import Graph
 
 SMALL = ["--tasks-per-source", "1", "--rollouts-per-task", "2", "--eval-tasks", "2", "--max-turns", "2", "--max-context", "1200"]
 LONG = "R 0.57 R_div=1 0.96 acc 0.62 gnorm 0.08 uni 0.11 123456 tok/s " * 2
@@ -153,3 +156,34 @@ def test_nothing_is_imported_that_was_not_asked_for(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(sys.modules, module, None)
     trackers.require()
     trackers.Trackers(tmp_path, {}, 0, tensorboard=False, wandb=False).log({"step": 0, "reward": 1.0})
+
+
+# ---- a canvas by hand -------------------------------------------------------------------------------------------------
+
+
+def test_the_workflow_is_drawn_as_text_with_its_structures_and_what_ran() -> None:
+    graph = Graph.from_text("Plan -> [Custom, Programmer, Custom] -> (Verify ? Revise : done) -> (Review -> Revise) * 2")
+    assert play.drawing(graph, ran=["n2.2", "n3.1"], failed=["n3.1"]) == """\
+  n1 Plan
+  ↓
+  ┌ n2.1 Custom
+  ├ n2.2 Programmer*
+  └ n2.3 Custom
+  ↓
+  ◇ n3.1 Verify!
+  ├ problem: n3.2 Revise
+  └ fine: done
+  ↓
+  ↻ up to 2 ×
+  │ n4.1 Review
+  │ n4.2 Revise"""
+
+
+def test_a_canvas_played_by_hand_shows_the_drawing_after_every_edit(monkeypatch: pytest.MonkeyPatch,
+                                                                    capsys: pytest.CaptureFixture) -> None:
+    edits = iter([add("Custom"), parallel("Plan, Custom"), "<action>finish</action>"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(edits))
+    play.main([])
+    shown = capsys.readouterr().out
+    assert "  n1 Custom*\n" in shown
+    assert "  n1 Custom\n  ↓\n  ┌ n2.1 Plan*\n  └ n2.2 Custom*\n" in shown

@@ -128,10 +128,11 @@ def test_every_flag_is_read() -> None:
 
 
 @pytest.mark.parametrize("program", ["train.py", "eval.py", "canvas.py", "report.py", "tasks.py", "warmstart.py", "lora.py"])
-def test_help_runs(program: str) -> None:
+def test_help_is_a_manual_with_three_examples(program: str) -> None:
     done = subprocess.run(command(ROOT / program, "--help"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+    assert done.stdout.count(f"python {program} ") + done.stdout.count(f"python {program}\n") >= 3  # example commands
 
 
 @pytest.mark.parametrize(("words", "expected"), [
