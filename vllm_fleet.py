@@ -36,6 +36,7 @@ class Fleet:
         self._live = set(range(len(members)))                    # those that have the newest adapter; under _lock
         self._home: dict[Hashable, int] = {}                     # the server of every trajectory; under _lock
         self._futures: dict[Hashable, Future[Sample]] = {}       # of everything in flight; under _lock
+        self._why: dict[int, str] = {}                           # each was left out last, as it was printed; under _lock
         self._none_since = 0.0                                   # since when no server takes part
         self._closed = threading.Event()
 
@@ -90,12 +91,13 @@ class Fleet:
 
     def _leave_out(self, i: int, error: ServerError) -> None:
         with self._lock:
-            if i not in self._live:
-                return
-            self._live.remove(i)
-            if not self._live:
-                self._none_since = time.monotonic()
-            left = len(self._live)
+            if i in self._live:
+                self._live.remove(i)
+                if not self._live:
+                    self._none_since = time.monotonic()
+            elif self._why.get(i) == str(error):
+                return                                           # nothing new
+            self._why[i], left = str(error), len(self._live)
         print(f"policy server {self.members[i].server.url} is left out, {left} of {len(self.members)} remain: {error}",
               file=sys.stderr, flush=True)
 

@@ -256,9 +256,9 @@ class VLLMSampler:
                 strikes += error.timed_out or gone
                 if not (error.again or gone) or strikes == 2 or attempt == TRIES - 1 or self._closed.is_set():
                     raise
+                if error.after > self.patience:
+                    raise ServerError(f"{self.server.url} asks to wait for {error.after:g} s", again=False) from error
                 pause = error.after or min(30.0, PAUSE * 2**attempt * random.uniform(0.5, 1.5))
-            if pause > self.patience:
-                raise ServerError(f"{self.server.url} asks to wait for {pause:g} s", again=False)
             self._closed.wait(pause)
         raise AssertionError("unreachable")
 

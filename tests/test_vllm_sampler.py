@@ -207,6 +207,12 @@ def test_retry_after_is_waited_for(make: Callable, server: FakeVLLM) -> None:
     assert time.monotonic() - began > 0.5
 
 
+def test_patience_is_for_a_server_that_is_away_and_not_for_one_that_errs(make: Callable, server: FakeVLLM) -> None:
+    sampler = make(patience=0.0)
+    server.faults += [500, 500]
+    assert len(take(sampler)) == 1
+
+
 def test_a_server_that_asks_for_more_time_than_there_is_is_given_up(make: Callable, server: FakeVLLM) -> None:
     sampler = make()
     server.faults = [(429, "86400")]
