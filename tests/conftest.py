@@ -22,6 +22,11 @@ import warmstart
 from qwen3 import Qwen3
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests on a real server come first: with two workers, its long start passes beside all the others."""
+    items.sort(key=lambda item: item.path.name != "test_vllm.py")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy directory as warmstart makes it, from few episodes: it runs, and writes an edit now and then."""

