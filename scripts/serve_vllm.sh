@@ -31,7 +31,8 @@ if nvidia-smi >/dev/null 2>&1; then
     device=GPU
 else
     device=CPU
-    flags+=(--dtype float32)
+    # no chunked prefill: a request with a seed whose prompt is cut in two ends the engine ("CPU Generator does not use offset")
+    flags+=(--dtype float32 --no-enable-chunked-prefill)
     # TORCH_COMPILE_DISABLE: the first request with log-probs would compile C++, and without a compiler kill the engine
     export TORCH_COMPILE_DISABLE=1 VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}"
 fi
