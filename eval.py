@@ -51,7 +51,7 @@ from rundir import RunDir, end_on_signals
 from sandbox import SandboxError
 from tasks import Task, TaskError, read_tasks
 from terminal import workflows_text
-from vllm_sampler import ServerError
+from vllm_server import ServerError
 
 AT_ONCE = 64  # episodes played together
 BASELINES = ("direct", "self-consistency", "random", "untrained")

@@ -54,7 +54,7 @@ from rundir import RunDir, end_on_signals
 from tasks import Task, toy_tasks
 from terminal import Progress, summary_text
 from vllm_check import Check, checks
-from vllm_sampler import ServerError
+from vllm_server import ServerError
 from warmstart import parse_rate
 
 

@@ -12,7 +12,8 @@ import torch
 
 from lora import disable_lora, lora_layers
 from policy import FRAME, SampleRequest
-from vllm_sampler import PROBE, ServerError, VLLMSampler
+from vllm_sampler import PROBE, VLLMSampler
+from vllm_server import ServerError
 
 TEXTS = (PROBE, "\n\n  1234567 don't\tÜberraschung 漢字 🙂<think></think>\r\n",
          "<action>add</action> <operator>Plan</operator>\n\n\n")

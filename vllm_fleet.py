@@ -20,7 +20,8 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from policy import Sample, SampleRequest
-from vllm_sampler import ServerError, VLLMSampler
+from vllm_sampler import InFlight, VLLMSampler
+from vllm_server import ServerError
 
 AWAY_SECONDS = 5.0                                  # that a server may be away before its trajectories move
 REFUSED = (400, 413, 422)                           # the request's own fault: another server would refuse it too
@@ -32,25 +33,16 @@ class Fleet:
     def __init__(self, members: Sequence[VLLMSampler], patience: float) -> None:
         assert members, "a fleet needs a server"
         self.members, self.patience, self.version = list(members), patience, 0
-        self._lock, self._reviving = threading.Lock(), threading.Lock()
+        self._flight, self._lock, self._reviving = InFlight(), threading.Lock(), threading.Lock()
         self._live = set(range(len(members)))                    # those that have the newest adapter; under _lock
         self._home: dict[Hashable, int] = {}                     # the server of every trajectory; under _lock
-        self._futures: dict[Hashable, Future[Sample]] = {}       # of everything in flight; under _lock
         self._why: dict[int, str] = {}                           # each was left out last, as it was printed; under _lock
         self._none_since = 0.0                                   # since when no server takes part
-        self._closed = threading.Event()
 
     def submit(self, requests: Sequence[SampleRequest]) -> list[Future[Sample]]:
         """Send requests and return their futures in the same order; errors are those of VLLMSampler.submit."""
-        futures: list[Future[Sample]] = [Future() for _ in requests]
-        with self._lock:
-            self._require_open()
-            keys = {request.key for request in requests}
-            if len(keys) < len(requests) or keys & self._futures.keys():
-                raise ValueError("a trajectory samples one turn at a time, but a key is in flight or given twice")
-            self._futures |= {request.key: future for request, future in zip(requests, futures, strict=True)}
+        futures = self._flight.add(requests)
         for request, future in zip(requests, futures, strict=True):
-            future.set_running_or_notify_cancel()                # from here on cancel() is refused
             self._send(request, future)
         return futures
 
@@ -69,23 +61,17 @@ class Fleet:
         try:
             [sample] = self.members[home].submit([request])
         except RuntimeError as error:                            # it was closed in the meantime
-            return self._answer(request, future, error)
+            return self._flight.answer(request.key, future, error, None)
         sample.add_done_callback(lambda done: self._on_sample(request, future, moves, home, done))
 
     def _on_sample(self, request: SampleRequest, future: Future, moves: int, member: int, done: Future) -> None:
         """Pass a sample on, or have another server make it. Runs in the thread that waited for the server."""
         error = done.exception()
-        if isinstance(error, ServerError) and error.status not in REFUSED and not self._closed.is_set():
+        if isinstance(error, ServerError) and error.status not in REFUSED and not self._flight.closed.is_set():
             self._leave_out(member, error)
             if moves < len(self.members) and self._revive():
                 return self._send(request, future, moves + 1)
-        self._answer(request, future, error, None if error else done.result())
-
-    def _answer(self, request: SampleRequest, future: Future, error: BaseException | None, sample: Sample | None = None) -> None:
-        with self._lock:
-            if self._futures.pop(request.key, None) is not future:
-                return                                           # close() has answered for us
-        future.set_exception(error) if error else future.set_result(sample)
+        self._flight.answer(request.key, future, error, None if error else done.result())
 
     # ---- who is there ------------------------------------------------------------------------------------------------
 
@@ -122,11 +108,11 @@ class Fleet:
     def _revive(self) -> bool:
         """Return whether a server is left; if not, wait for one until none has been there for `patience` seconds."""
         with self._reviving:                                     # one thread waits, the others come after it
-            while not self._live and not self._closed.is_set() and time.monotonic() < self._none_since + self.patience:
+            while not self._live and not self._flight.closed.is_set() and time.monotonic() < self._none_since + self.patience:
                 for i, member in enumerate(self.members):
                     if member.server.healthy():
                         self._update(i)
-                self._closed.wait(0 if self._live else 1.0)
+                self._flight.closed.wait(0 if self._live else 1.0)
         return bool(self._live)
 
     def load_adapter(self, version: int) -> None:
@@ -134,10 +120,7 @@ class Fleet:
 
         Raises RuntimeError while requests are in flight, and ServerError when no server takes them.
         """
-        with self._lock:
-            self._require_open()
-            if self._futures:
-                raise RuntimeError(f"{len(self._futures)} requests are in flight; weights must not change under them")
+        self._flight.require_none()
         self.version = version
         # one that was left out and does not answer would cost every step the time of its retries
         there = [i for i, member in enumerate(self.members) if i in self._live or member.server.healthy()]
@@ -148,14 +131,6 @@ class Fleet:
 
     def close(self) -> None:
         """Close all members; what is still in flight fails with RuntimeError."""
-        with self._lock:
-            self._closed.set()
-            futures, self._futures = self._futures, {}
-        for future in futures.values():
-            future.set_exception(RuntimeError("this sampler was closed"))
+        self._flight.close()
         for member in self.members:
             member.close()
-
-    def _require_open(self) -> None:
-        if self._closed.is_set():
-            raise RuntimeError("this sampler was closed")

@@ -15,7 +15,6 @@ Three decisions:
 
 import math
 import random
-import re
 import secrets
 import shutil
 import sys
@@ -24,106 +23,69 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
-import requests
 import torch
-from urllib3.exceptions import HTTPError
 
 from lora import lora_layers, save_adapter
 from policy import ChatTokenizer, Sample, SampleRequest, request_problem, sampling_logprobs
 from qwen3 import Qwen3
+from vllm_server import IN_FLIGHT, Server, ServerError
 
 T = TypeVar("T")
 TRIES = 8                                           # of one call that keeps failing while the server is there
 PAUSE = 0.25                                        # seconds before the second try; doubled with each, up to 30
-IN_FLIGHT = 256                                     # requests at a time: vLLM's own limit of a batch
-AGAIN = (408, 425, 429, 500, 502, 503, 504)         # what may go away by itself
 # Largest difference between a log-prob of the server and ours, in nats, for the same weights. Measured on a CPU: 6e-6 in
 # float32 and 0.09 in bfloat16, where low temperatures and large models can only be worse.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 PROBE = "What is 2 + 3? Colourless green ideas sleep furiously."
 
 
-class ServerError(RuntimeError):
-    """The policy server refused a call (again=False), or failed in a way that may pass (again=True), in its own words."""
+class InFlight:
+    """Who waits for which turn: a future for every trajectory that is being sampled."""
 
-    def __init__(self, message: str, again: bool, status: int = 0, after: float = 0.0, timed_out: bool = False) -> None:
-        super().__init__(message)
-        self.again, self.status, self.after, self.timed_out = again, status, after, timed_out
+    def __init__(self) -> None:
+        self.closed, self._lock = threading.Event(), threading.Lock()
+        self._futures: dict[Hashable, Future[Sample]] = {}
 
+    def add(self, requests: Sequence[SampleRequest]) -> list[Future[Sample]]:
+        """New futures, in the order of the requests; ValueError if a key is in flight already, RuntimeError after close()."""
+        futures: list[Future[Sample]] = [Future() for _ in requests]
+        with self._lock:
+            self._require_open()
+            keys = {request.key for request in requests}
+            if len(keys) < len(requests) or keys & self._futures.keys():
+                raise ValueError("a trajectory samples one turn at a time, but a key is in flight or given twice")
+            self._futures |= {request.key: future for request, future in zip(requests, futures, strict=True)}
+        for future in futures:
+            future.set_running_or_notify_cancel()                # from here on cancel() is refused
+        return futures
 
-class Server:
-    """One vLLM server: calls over kept-alive connections, one attempt each. All errors are ServerError."""
+    def answer(self, key: Hashable, future: Future[Sample], error: BaseException | None, sample: Sample | None) -> None:
+        """Hand over what a future waits for, unless close() has answered it."""
+        with self._lock:
+            if self._futures.pop(key, None) is not future:
+                return
+        future.set_exception(error) if error else future.set_result(sample)
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.url, self.timeout = url.rstrip("/").removesuffix("/v1"), timeout
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=IN_FLIGHT))
-
-    def call(self, path: str, body: dict | None = None, timeout: float | None = None) -> requests.Response:
-        """GET, or POST if there is a body; return the answer if its status is 200. timeout: seconds to the first byte."""
-        seconds = timeout or self.timeout
-        try:
-            answer = self._session.request("GET" if body is None else "POST", self.url + path, json=body,
-                                           timeout=(min(10.0, seconds), seconds), allow_redirects=False)
-        except requests.RequestException as error:
-            slow = isinstance(error, requests.ReadTimeout)
-            why = f"no answer within {seconds:g} s" if slow else f"{type(error).__name__}: {reason(error)}"
-            raise ServerError(f"{self.url}{path}: {why}", again=True, timed_out=slow) from error
-        if answer.status_code != 200:
-            after = answer.headers.get("Retry-After", "")
-            raise ServerError(f"{self.url}{path}: HTTP {answer.status_code}: {words(answer)}",
-                              again=answer.status_code in AGAIN, status=answer.status_code,
-                              after=float(after) if re.fullmatch(r"\d{1,6}(\.\d+)?", after, re.ASCII) else 0.0)
-        return answer
-
-    def json(self, path: str, body: dict | None = None, timeout: float | None = None) -> dict:
-        answer = self.call(path, body, timeout)
-        try:
-            value = answer.json()
-        except ValueError as error:
-            raise ServerError(f"{self.url}{path}: the answer is not JSON: {answer.text[:200]!r}", again=True) from error
-        if not isinstance(value, dict):
-            raise ServerError(f"{self.url}{path}: the answer is no JSON object: {answer.text[:200]!r}", again=False)
-        return value
-
-    def models(self) -> list[dict]:
-        """What is served: base models (parent null) and adapters."""
-        data = self.json("/v1/models", timeout=30).get("data")
-        if not isinstance(data, list) or not all(isinstance(model, dict) and "id" in model for model in data):
-            raise ServerError(f"{self.url}/v1/models: no list of models in the answer: is this vLLM?", again=False)
-        return data
-
-    def healthy(self) -> bool:
-        try:
-            self.call("/health", timeout=5)
-        except ServerError:
-            return False
-        return True
+    def require_none(self) -> None:
+        with self._lock:
+            self._require_open()
+            if self._futures:
+                raise RuntimeError(f"{len(self._futures)} requests are in flight; weights must not change under them")
 
     def close(self) -> None:
-        self._session.close()
+        """What is still in flight fails with RuntimeError."""
+        with self._lock:
+            self.closed.set()
+            futures, self._futures = self._futures, {}
+        for future in futures.values():
+            future.set_exception(RuntimeError("this sampler was closed"))
 
-
-def words(answer: requests.Response) -> str:
-    """The server's own message, without the JSON around it."""
-    try:
-        value = answer.json()
-        value = value.get("error", value)
-        return str(value.get("message", value))[:600]
-    except (ValueError, AttributeError):
-        return answer.text[:300]
-
-
-def reason(error: Exception) -> str:
-    """The innermost part of what requests wraps three times: 'Connection refused' and the like."""
-    while isinstance(inner := error.__cause__ or error.__context__, OSError | HTTPException | HTTPError):
-        error = inner
-    return str(error) or type(error).__name__
+    def _require_open(self) -> None:
+        if self.closed.is_set():
+            raise RuntimeError("this sampler was closed")
 
 
 @dataclass(frozen=True)
@@ -158,11 +120,9 @@ class VLLMSampler:
                               "logit_bias": {str(i): -100.0 for i in padding}, "n": 1, "ignore_eos": True,
                               "stop_token_ids": [tokenizer.end_id], "logprobs": 0, "return_token_ids": True}
         self.adapter: Adapter | None = None                     # None: the base model
-        self._futures: dict[Hashable, Future[Sample]] = {}       # of everything in flight; under _lock
-        self._lock, self._recovery = threading.Lock(), threading.Lock()
+        self._flight, self._recovery = InFlight(), threading.Lock()
         self._slots = threading.BoundedSemaphore(IN_FLIGHT)
         self._away_since: float | None = None                    # under _recovery
-        self._closed = threading.Event()
 
     def find_base(self) -> dict:
         """Ask for the served name of the base model and return its entry of /v1/models."""
@@ -180,15 +140,8 @@ class VLLMSampler:
         A future raises ValueError if its request cannot be sampled, ServerError if the server fails after all retries.
         This call raises ValueError if a key is in flight already, RuntimeError if the sampler is closed.
         """
-        futures: list[Future[Sample]] = [Future() for _ in requests]
-        with self._lock:
-            self._require_open()
-            keys = {request.key for request in requests}
-            if len(keys) < len(requests) or keys & self._futures.keys():
-                raise ValueError("a trajectory samples one turn at a time, but a key is in flight or given twice")
-            self._futures |= {request.key: future for request, future in zip(requests, futures, strict=True)}
+        futures = self._flight.add(requests)
         for request, future in zip(requests, futures, strict=True):
-            future.set_running_or_notify_cancel()                # from here on cancel() is refused
             threading.Thread(target=self._work, args=(request, future, self.adapter), name="vllm", daemon=True).start()
         return futures
 
@@ -204,10 +157,7 @@ class VLLMSampler:
                 sample = self._retry(lambda: self.sample_once(request, adapter, self.distribution), adapter)
         except Exception as error:                               # handed to whoever waits for the future
             failure = error
-        with self._lock:
-            if self._futures.pop(request.key, None) is not future:
-                return                                           # close() has answered for us
-        future.set_exception(failure) if failure else future.set_result(sample)
+        self._flight.answer(request.key, future, failure, sample)
 
     def sample_once(self, request: SampleRequest, adapter: Adapter | None, distribution: dict) -> Sample:
         """One attempt at one turn."""
@@ -254,12 +204,12 @@ class VLLMSampler:
             except ServerError as error:
                 gone = error.status == 404 and adapter is not None       # it restarted and we never saw it away
                 strikes += error.timed_out or gone
-                if not (error.again or gone) or strikes == 2 or attempt == TRIES - 1 or self._closed.is_set():
+                if not (error.again or gone) or strikes == 2 or attempt == TRIES - 1 or self._flight.closed.is_set():
                     raise
                 if error.after > self.patience:
                     raise ServerError(f"{self.server.url} asks to wait for {error.after:g} s", again=False) from error
                 pause = error.after or min(30.0, PAUSE * 2**attempt * random.uniform(0.5, 1.5))
-            self._closed.wait(pause)
+            self._flight.closed.wait(pause)
         raise AssertionError("unreachable")
 
     def recover(self, adapter: Adapter | None) -> None:
@@ -275,9 +225,9 @@ class VLLMSampler:
             if self._away_since is None:
                 self._away_since = time.monotonic()
                 print(f"policy server {self.server.url} is away; waiting up to {self.patience:g} s", file=sys.stderr, flush=True)
-            if self._closed.is_set() or time.monotonic() - self._away_since > self.patience:
+            if self._flight.closed.is_set() or time.monotonic() - self._away_since > self.patience:
                 raise ServerError(f"{self.server.url} was away for more than {self.patience:g} s", again=False)
-            self._closed.wait(1.0)
+            self._flight.closed.wait(1.0)
         if self._away_since is not None:
             seconds, self._away_since = time.monotonic() - self._away_since, None
             print(f"policy server {self.server.url} is back after {seconds:.0f} s", file=sys.stderr, flush=True)
@@ -290,10 +240,7 @@ class VLLMSampler:
         Without LoRA layers the base model is sampled. Raises RuntimeError while requests are in flight, and ServerError
         with the server's words when it refuses the adapter.
         """
-        with self._lock:
-            self._require_open()
-            if self._futures:
-                raise RuntimeError(f"{len(self._futures)} requests are in flight; weights must not change under them")
+        self._flight.require_none()
         if not self.base:
             self._retry(self.find_base, None)
             self._retry(self._forget_leftovers, None)
@@ -324,7 +271,7 @@ class VLLMSampler:
             try:
                 self.server.call("/v1/load_lora_adapter", {"lora_name": adapter.name, "lora_path": str(adapter.directory)})
             except ServerError as error:
-                self._closed.wait(1.0 if error.status == 500 else 0)     # a dying server says 500 before it is gone
+                self._flight.closed.wait(1.0 if error.status == 500 else 0)     # a dying server says 500 before it is gone
                 if error.status and error.status != 503 and self.server.healthy():
                     raise ServerError(f"the server refused adapter {adapter.directory}: {error}", again=False) from error
                 raise
@@ -370,11 +317,7 @@ class VLLMSampler:
 
     def close(self) -> None:
         """Unload the adapter and delete its directory; what is still in flight fails with RuntimeError."""
-        with self._lock:
-            self._closed.set()
-            futures, self._futures = self._futures, {}
-        for future in futures.values():
-            future.set_exception(RuntimeError("this sampler was closed"))
+        self._flight.close()
         adapter, self.adapter = self.adapter, None
         try:
             if adapter:
@@ -383,7 +326,3 @@ class VLLMSampler:
         except ServerError as error:                             # a server that is there may still read the directory
             print(f"{adapter.directory} was left behind: {error}", file=sys.stderr, flush=True)
         self.server.close()
-
-    def _require_open(self) -> None:
-        if self._closed.is_set():
-            raise RuntimeError("this sampler was closed")

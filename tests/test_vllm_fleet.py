@@ -15,7 +15,8 @@ from policy import ChatTokenizer, Sample, SampleRequest
 from qwen3 import Qwen3
 from rundir import RunDir
 from vllm_fleet import Fleet
-from vllm_sampler import ServerError, VLLMSampler
+from vllm_sampler import VLLMSampler
+from vllm_server import ServerError
 
 
 @pytest.fixture(autouse=True)
