@@ -140,8 +140,9 @@ def rollout(jobs: Sequence[Job], sampler: Any, tokenizer: Any, new_canvas: Calla
         .stop_reason (of the last turn) .error (of an executor_error) .info
     score: sets answer, grade, parts and reward of a trajectory that has ended; called in a worker thread
 
-    A failed sample or an unreachable executor ends its own trajectory and no other, unscored. Any other exception (in a
-    canvas, in score, in this file) is a bug: it propagates, after the workers have ended.
+    A failed sample (RuntimeError, ValueError, OSError) or an unreachable executor ends its own trajectory and no other,
+    unscored. Any other exception (in a sampler, a canvas, in score, in this file) is a bug: it propagates, after the
+    workers have ended.
     """
     return _Rollout(jobs, sampler, tokenizer, new_canvas, score, config).run()
 
@@ -209,7 +210,7 @@ class _Rollout:
     def on_sample(self, tau: Trajectory, future: Future) -> None:
         try:
             sample = future.result()
-        except Exception as error:                   # whatever the sampler died of: recorded and counted, never patched
+        except (RuntimeError, ValueError, OSError) as error:     # a server or a device that fails; a TypeError is a bug of ours
             return self.end(tau, "policy_error", f"{type(error).__name__}: {error}")
         tau.add_sample(sample)
         text = self.tokenizer.decode(sample.ids[:-1] if self.ended(tau) else sample.ids)

@@ -393,6 +393,15 @@ def test_lockstep_submits_the_same_batches_whatever_the_canvases_take() -> None:
     assert batches(3) == first
 
 
+def test_a_bug_in_a_sampler_is_not_taken_for_a_failed_server() -> None:
+    def say(request: SampleRequest) -> str:
+        raise AttributeError("a bug in the sampler")
+
+    with pytest.raises(AttributeError, match="a bug in the sampler"):
+        play([Canvas(FINISHED)], Sampler(say))
+    assert workers_left() == []
+
+
 def test_an_exception_in_a_canvas_propagates_and_leaves_neither_threads_nor_keys() -> None:
     started, sampler = threading.Event(), Sampler()
 
