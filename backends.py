@@ -125,7 +125,7 @@ class SimulatedBackend:
 # ---- any OpenAI-compatible server -----------------------------------------------------------------------------------
 
 RETRY_STATUS = (408, 409, 429)  # and every 5xx
-PATIENCE = 90.0  # seconds of waiting in one call: vLLM needs up to 50 to come back after a crash
+PATIENCE = 150.0  # seconds of waiting in one call: vLLM needs up to 100 to come back after a crash
 UNUSABLE_ANSWERS = 3  # a server that answers nonsense is asked no more often than this
 
 
@@ -152,7 +152,7 @@ class OpenAIBackend:
     5xx, an answer without text) is tried at once elsewhere, then again after an exponential backoff with jitter, or when
     Retry-After says. Everything else (400, 401, 404, ...) is raised at once.
 
-    A call takes at most 2 * `timeout` + 100 seconds, beside waiting until fewer than `concurrency` calls are under way; it
+    A call takes at most 2 * `timeout` + 160 seconds, beside waiting until fewer than `concurrency` calls are under way; it
     keeps its place while it waits to try again. After one that failed for good the next try for three seconds, until one
     succeeds.
 
@@ -163,7 +163,7 @@ class OpenAIBackend:
     name, instant, lockstep = "openai", False, False
 
     def __init__(self, urls: Iterable[str], model: str, api_key_env: str | None = None, *, temperature: float = 0.0,
-                 max_tokens: int = 2048, timeout: float = 120.0, retries: int = 7, concurrency: int = 32,
+                 max_tokens: int = 2048, timeout: float = 120.0, retries: int = 10, concurrency: int = 32,
                  prices: tuple[float, float] | None = None, extra: Mapping[str, Any] | None = None,
                  role: str = "executor") -> None:
         from endpoint import Endpoint, read_key  # late: the simulated default needs no HTTP library
@@ -204,7 +204,7 @@ class OpenAIBackend:
                 tried.append(endpoint)
                 if unusable == UNUSABLE_ANSWERS or time.monotonic() > limit:
                     break
-            wait = max(min(60.0, asked), min(20.0, 0.5 * 2**(turn + 1)) * random.uniform(0.75, 1.25))
+            wait = max(min(60.0, asked), min(30.0, 2.0**turn) * random.uniform(0.75, 1.25))
             if unusable == UNUSABLE_ANSWERS or turn == self.retries or time.monotonic() + wait > limit:
                 break
             if turn == 2:  # not for a hiccup
