@@ -28,7 +28,7 @@ class Progress:
         self.began = time.monotonic()
         self.shown: float | None = None  # when the newest plain line was printed
         self.bar = tqdm(total=total, initial=start, desc=label, disable=quiet or None,  # None: where there is no terminal
-                        ncols=min(COLUMNS, shutil.get_terminal_size((COLUMNS, 1)).columns), leave=False,
+                        ncols=min(COLUMNS, shutil.get_terminal_size((COLUMNS, 1)).columns), nrows=20, leave=False,
                         bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}")
 
     def advance(self, n: int = 1, text: str = "") -> None:

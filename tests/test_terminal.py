@@ -1,8 +1,14 @@
 """What a person, a log file and a script see of a run; and the same numbers in TensorBoard and Weights & Biases."""
 
+import fcntl
 import io
 import json
+import os
+import pty
+import select
+import struct
 import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,6 +51,43 @@ def test_without_a_terminal_a_line_comes_every_few_seconds_and_at_the_end(time: 
     shown = capsys.readouterr()
     assert shown.err.splitlines() == [f"playing {done}/8 0:{2 * done:02} fine" for done in (1, 4, 7, 8)]
     assert shown.out == ""
+
+
+WAITS_FOR_CTRL_C = """
+import time, rundir, terminal
+rundir.end_on_signals("cut off")
+try:
+    with terminal.Progress("playing", 8) as line:
+        time.sleep(0.2)  # or the bar is not drawn again
+        line.advance(2, "R 0.5")
+        time.sleep(60)
+except KeyboardInterrupt:
+    raise SystemExit("interrupted")
+"""
+
+
+def read_until(screen: int, wanted: bytes) -> bytes:
+    said = b""
+    while wanted not in said:
+        assert select.select([screen], [], [], 30)[0], f"{wanted!r} does not come; there is {said!r}"
+        said += os.read(screen, 4096)
+    return said
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (0, 0)], ids=["80 columns", "a terminal that knows no size"])
+def test_a_bar_is_shown_on_every_terminal_and_ctrl_c_leaves_it_as_it_was(rows: int, columns: int) -> None:
+    process, screen = pty.fork()
+    if process == 0:
+        os.chdir(Path(terminal.__file__).parent)
+        os.execv(sys.executable, [sys.executable, "-c", WAITS_FOR_CTRL_C])
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    before = termios.tcgetattr(screen)
+    assert b"playing 2/8 |" in read_until(screen, b"R 0.5")
+    os.write(screen, b"\x03")
+    assert b"Traceback" not in read_until(screen, b"interrupted\r\n")
+    assert termios.tcgetattr(screen) == before
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
+    os.close(screen)
 
 
 @pytest.mark.parametrize("way", [{"quiet": True}, {"plain": False}])
