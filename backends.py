@@ -61,6 +61,9 @@ class Usage:
             self.dollars = _sum(self.dollars, other.dollars)
             self.dollars_cached = _sum(self.dollars_cached, other.dollars_cached)
 
+    def __reduce__(self) -> tuple:
+        return Usage, tuple(value for name, value in vars(self).items() if name != "_lock")  # a lock cannot be pickled
+
     @property
     def cost(self) -> float | None:
         """Dollars of all calls, as if none had come from a cache."""

@@ -77,6 +77,10 @@ class Canvas:
         self._final_answer: str | None = None
         self._names = {name.lower(): name for name in library}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Only what is logged of an episode travels to another process: not the library and the executor of this one."""
+        return {name: getattr(self, name) for name in ("graph", "usage", "state", "_final_answer")}
+
     @property
     def solution(self) -> str:
         return self.state["solution"]

@@ -20,13 +20,13 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ranks import of_all_ranks, sum_gradients
 from rollout import Trajectory
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,6 +258,9 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, trajectories: Seq
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = [collate(taus, parameters[0].device, config.no_mask)
                for taus in micro_batches(trajectories, config.micro_batch_tokens)]
+    # All ranks take equally many passes, some of them over nothing: a sharded layer is put together by all at once.
+    spare = max(of_all_ranks(len(batches))) - len(batches)
+    batches += [collate([Trajectory(None, 0, advantage=0.0)], parameters[0].device)] * spare
     n_trajectories = sum(of_all_ranks(len(trajectories)))
     n_tokens = sum(of_all_ranks(sum(int(batch.mask.sum()) for batch in batches)))
     denominator = {"trajectory": n_trajectories, "token": n_tokens, "constant": config.loss_constant}[config.loss_norm]
@@ -316,24 +319,3 @@ def batch_loss(model: nn.Module, batch: Batch, old_logprobs: Tensor | None, ref_
                       batch.advantages, config.clip_eps, config.kl_coef, denominator, loss_norm=config.loss_norm,
                       clip_eps_high=config.clip_eps_high, entropy=entropy, entropy_coef=config.entropy_coef,
                       sampled_logprobs=batch.sampled_logprobs, sampled_mask=batch.sampled_mask, tis_cap=config.tis_cap)
-
-
-def of_all_ranks(value: Any) -> list[Any]:
-    """Return the value of every rank, in rank order; [value] in a run without torch.distributed.
-
-    With NCCL the process must have called torch.cuda.set_device.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum gradients over ranks, in place. The sum and not the mean: the denominator already counts every rank."""
-    if dist.is_available() and dist.is_initialized():
-        for parameter in parameters:
-            if parameter.grad is None:               # this rank had nothing to train
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)

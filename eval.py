@@ -24,6 +24,7 @@ from typing import Any
 
 import baselines
 import play
+import ranks
 import report
 import stats
 from backends import ExecutorError
@@ -84,10 +85,10 @@ def job_seed(seed: int, task: Task, run: int) -> int:
 
 
 def evaluate(tasks: Sequence[Task], sampler: Sampler, tokenizer: ChatTokenizer, world: World,
-             config: RolloutConfig, seed: int, runs: int = 1, label: str = "") -> list[Trajectory]:
-    """Play every task `runs` times."""
-    pairs = [(task, run) for task in tasks for run in range(runs)]
-    return [tau for taus in play_pairs(pairs, sampler, tokenizer, world, config, seed, label or "evaluating") for tau in taus]
+             config: RolloutConfig, seed: int, runs: int = 1, label: str = "evaluating") -> list[Trajectory]:
+    """Play every task `runs` times, each rank its share."""
+    play = lambda mine: [tau for taus in play_pairs(mine, sampler, tokenizer, world, config, seed, label) for tau in taus]  # noqa: E731
+    return ranks.shared([(task, run) for task in tasks for run in range(runs)], play, world.players)()
 
 
 def play_pairs(pairs: Sequence[tuple[Task, int]], sampler: Sampler, tokenizer: ChatTokenizer, world: World,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import operators
+import ranks
 import sandbox
 from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend, request_parameters
 from canvas import FINISH_RULES, Canvas, CanvasConfig
@@ -231,6 +232,11 @@ def _first_of_each_source(tasks: Sequence[Task], n: int) -> list[Task]:
     return kept
 
 
+def players(args: argparse.Namespace) -> int:
+    """How many ranks play episodes: policy servers are asked, and given adapters, by rank 0 alone."""
+    return 1 if args.policy_url else ranks.size()
+
+
 def make_backend(args: argparse.Namespace) -> Backend:
     """The executor. A replay needs neither server nor key, only the flags that decided the replies."""
     backend: Backend | None = None
@@ -238,8 +244,8 @@ def make_backend(args: argparse.Namespace) -> Backend:
         fingerprint = json.dumps(request_parameters(args.executor_model, args.executor_extra), sort_keys=True)
         if not args.replay:
             backend = OpenAIBackend(args.executor_url, args.executor_model, args.executor_key_env, extra=args.executor_extra,
-                                    timeout=args.executor_timeout, concurrency=args.executor_concurrency,
-                                    prices=args.executor_prices)
+                                    timeout=args.executor_timeout,
+                                    concurrency=max(1, args.executor_concurrency // players(args)), prices=args.executor_prices)
     else:
         backend, fingerprint = SimulatedBackend(args.seed, args.sim_latency), f"simulated {args.seed}"
     if args.executor_cache:
@@ -259,6 +265,7 @@ class World:
         self.prompts = {name: op.prompt for name, op in self.library.items()}  # by default; args.json has them for the page
         self.backend = make_backend(args)
         self.reward_config = reward_config(args)
+        self.players = players(args)
         self.progress = partial(Progress, quiet=args.quiet, plain=not args.log_json)  # progress(label, total) -> its line
         self.config = CanvasConfig(
             max_turns=args.max_turns, feedback_chars=args.feedback_chars, prompt_mode=args.prompt_mode,
@@ -301,7 +308,7 @@ Sampler = InProcessSampler | VLLMSampler | Fleet
 
 def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> Sampler:
     """Make the sampler that the flags name. Policy servers are checked first: ServerError says all that is wrong with one."""
-    if not args.policy_url:
+    if not args.policy_url or ranks.rank():
         return InProcessSampler(model, tokenizer.end_id, args.temperature, args.top_p, args.top_k, tokenizer.vocab_size,
                                 args.max_context)
     samplers = vllm_samplers(args, model, tokenizer)

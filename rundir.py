@@ -174,6 +174,11 @@ class RunDir:
             except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 raise RunError(f"{checkpoint} cannot be read ({type(error).__name__}: {error}); write the name of an "
                                f"older one into {self.path / 'latest'}") from None
+        self.cut(step)
+        return step
+
+    def cut(self, step: int) -> None:
+        """Remove what was logged of this step and later ones, and torn checkpoints."""
         for name in ("metrics.jsonl", "trajectories.jsonl"):
             kept = [record for record in self.read(name) if record["step"] < step]
             temporary = self.path / f"{name}.tmp"
@@ -181,4 +186,14 @@ class RunDir:
             temporary.replace(self.path / name)
         for torn in (self.path / "checkpoints").glob("*.tmp"):
             shutil.rmtree(torn, ignore_errors=True)
-        return step
+
+
+class ReadOnly(RunDir):
+    """A run directory for the ranks beside the first: they read what there is and write nothing."""
+
+    def require_new(self) -> None: ...
+    def write_json(self, *_: Any) -> None: ...
+    def append(self, *_: Any) -> None: ...
+    def create(self, *_: Any) -> None: ...
+    def save(self, *_: Any) -> None: ...
+    def cut(self, *_: Any) -> None: ...

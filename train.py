@@ -3,6 +3,7 @@
     python train.py                                     no GPU, no server, no download; at most ten minutes on two cores
     python train.py --data tasks/*.jsonl --steps 100    real tasks (FlowSteer-Dataset JSONL)
     python train.py --out runs/default --resume         go on where a run was stopped or killed
+    torchrun --nproc-per-node=2 train.py                several processes or GPUs, one run (also with --resume)
 
 Each step samples whole conversations with the canvas (token in, token out), grades them, and takes one optimiser step on
 LoRA weights. Tasks and sampling seeds are pure functions of (seed, step, task, rollout, turn): to resume, nothing but
@@ -26,11 +27,11 @@ from typing import Any
 import torch
 
 import baselines
-import report
+import ranks
 import trackers
 from backends import ExecutorError, Request
 from cwrpo import UpdateConfig, group_advantages, uniform_groups, update
-from eval import evaluate, rollout_config, score_of, summarise
+from eval import evaluate, rollout_config, summarise
 from flags import (
     PRESETS,
     Sampler,
@@ -45,14 +46,16 @@ from flags import (
     vllm_samplers,
 )
 from lora import add_lora, disable_lora, lora_parameters
-from metrics import commonest_workflows, rollout_metrics, trajectory_record
+from metrics import rollout_metrics, trajectory_record
 from policy import ChatTokenizer
 from qwen3 import Qwen3
+from ranks import RankError
 from rewards import grade
 from rollout import Job, Trajectory, rollout, turn_seed
-from rundir import RunDir, end_on_signals
+from rundir import ReadOnly, RunDir, end_on_signals
+from summary import finish
 from tasks import Task, toy_tasks
-from terminal import Progress, summary_text
+from terminal import Progress
 from vllm_check import Check, checks
 from vllm_server import ServerError
 from warmstart import parse_rate
@@ -186,7 +189,8 @@ def truncation_note(args: argparse.Namespace) -> str:
 
 def make_model(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
     """The policy with fresh LoRA layers."""
-    model, tokenizer = load_policy(args)
+    with ranks.one_after_another():  # the first may have to make the policy
+        model, tokenizer = load_policy(args)
     torch.manual_seed(args.seed)  # LoRA's A matrices
     add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets.split(","))
     model.gradient_checkpointing = args.gradient_checkpointing
@@ -218,25 +222,32 @@ def check(args: argparse.Namespace) -> bool:
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Run all steps and return the summary. The main loop below is the whole algorithm."""
+    """Run all steps and return the summary. The main loop below is the whole algorithm, run by every rank alike."""
     started = time.monotonic()
     check_flags(args)
+    if ranks.rank():  # rank 0 alone writes and prints
+        args.quiet, args.log_json, args.tensorboard, args.wandb = True, False, False, False
     pool, held_out = load_tasks(args)
     world = World(args)
-    out = RunDir(args.out)
+    out = ReadOnly(args.out) if ranks.rank() else RunDir(args.out)
     if not args.resume:
         out.require_new()
     model, tokenizer = make_model(args)
     optimizer = torch.optim.AdamW(lora_parameters(model), lr=args.lr, weight_decay=args.weight_decay)
     config = update_config(args, tokenizer.vocab_size, len({task.source for task in pool}))
     sampler = make_sampler(args, model, tokenizer)
-    if note := truncation_note(args):
+    if (note := truncation_note(args)) and not ranks.rank():
         print(note, file=sys.stderr, flush=True)
+
+    def play(jobs: Sequence[Job]) -> list[Trajectory]:
+        return rollout(jobs, sampler, tokenizer, world.new_canvas, world.score, rollout_config(args, world))
+
     try:
         if not args.resume:
             out.create(environment(args, world))
         evaluate_before(args, out, held_out, sampler, tokenizer, world)
         start_step = out.restore(model, optimizer) if args.resume else 0
+        ranks.require_alike(start_step=start_step, weights=ranks.fingerprint(lora_parameters(model)))
         line = world.progress("training", args.steps, start_step)
         tracked = trackers.Trackers(out.path, vars(args), start_step, args.tensorboard, args.wandb)
         for step in range(start_step, args.steps):
@@ -244,10 +255,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             try:
                 sampler.load_adapter(version=step)  # the live weights
                 clock.append(time.monotonic())
-                taus = rollout(choose_jobs(pool, step, args), sampler, tokenizer, world.new_canvas, world.score,
-                               rollout_config(args, world))
-                batch = select(taus, args)
-            except (ExecutorError, ServerError):
+                taus = ranks.shared(choose_jobs(pool, step, args), play, world.players)()
+                batch = ranks.balanced(select(taus, args), weight=lambda tau: len(tau.tokens))
+            except (ExecutorError, ServerError, RankError):
                 out.save(step, model, optimizer)  # --resume goes on with this very step
                 raise
             clock.append(time.monotonic())
@@ -263,7 +273,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         require_sound(after, args)
     finally:
         sampler.close()
-    return finish(out, args, after, pool, held_out, world, started)
+    return {} if ranks.rank() else finish(out, args, after, pool, held_out, world, started)
 
 
 def evaluate_before(args: argparse.Namespace, out: RunDir, held_out: Sequence[Task], sampler: Sampler,
@@ -273,7 +283,9 @@ def evaluate_before(args: argparse.Namespace, out: RunDir, held_out: Sequence[Ta
         return
     taus = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="before")
     require_sound(taus, args)
-    floor = baselines.random_editor(held_out, world.new_canvas, grade, args.seed) if world.backend.instant else None
+    floor = None
+    if world.backend.instant and not ranks.rank():
+        floor = baselines.random_editor(held_out, world.new_canvas, grade, args.seed)
     out.write_json("before.json", {"rows": summarise(taus), "random": floor,
                                    "parse_rate": parse_rate([t.text for u in taus for t in u.turns])})
 
@@ -339,52 +351,19 @@ def environment(args: argparse.Namespace, world: World) -> dict[str, Any]:
             "threads": torch.get_num_threads(), "commit": commit.stdout.strip() or "unknown", "prompts": world.prompts}
 
 
-def finish(out: RunDir, args: argparse.Namespace, after: Sequence[Trajectory], pool: Sequence[Task],
-           held_out: Sequence[Task], world: World, started: float) -> dict[str, Any]:
-    """Compare with the start and the baselines, write summary.json, the plots and the page, and print it all."""
-    metrics = out.read("metrics.jsonl")
-    before = json.loads((out.path / "before.json").read_text(encoding="utf-8"))
-    mean = {name: sum(row[name] for row in rows) / len(rows) for name, rows in
-            (("reward", metrics[-10:]), ("feasible_rate", metrics[-10:]), ("tokens_per_second", metrics))}
-    summary: dict[str, Any] = {
-        "seed": args.seed, "steps": args.steps, "wall_seconds": 0.0,
-        "reward_first10": sum(row["reward"] for row in metrics[:10]) / len(metrics[:10]), "reward_last10": mean["reward"],
-        "feasible_rate_last10": mean["feasible_rate"], "accuracy_random": before["random"],
-        "accuracy_warmstart": before["rows"][-1]["score"], "accuracy_trained": sum(map(score_of, after)) / len(after),
-        "accuracy_best_fixed": None, "accuracy_best_reachable": None, "tokens_per_second": mean["tokens_per_second"],
-        "trajectories": sum(row["trajectories"] for row in metrics), "commonest_workflow": commonest_workflows(after)}
-    if not args.no_baselines and world.backend.instant:
-        if not (args.quiet or args.log_json):
-            print("Searching for the best fixed and the best reachable workflows ...", file=sys.stderr, flush=True)
-        fixed = baselines.best_fixed(pool, held_out, world.new_canvas, grade, summary["trajectories"], args.seed)
-        reachable = baselines.best_reachable(pool, held_out, world.new_canvas, grade, args.max_turns)
-        summary |= {"accuracy_best_fixed": fixed.accuracy, "best_fixed": fixed.workflow, "best_reachable": reachable,
-                    "accuracy_best_reachable": sum(r["accuracy"] * r["tasks"] for r in reachable) / len(held_out)}
-    summary["wall_seconds"] = time.monotonic() - started
-    out.write_json("summary.json", summary)
-    report.write_curves([out.path], out.path / "curves.png")
-    report.write_report(out.path)
-    if args.log_json:
-        print(json.dumps(summary), flush=True)
-    else:
-        print(f"\n{summary_text(summary, before, summarise(after), 'simulated' in world.backend.name)}\n"
-              f"adapter {out.latest()}\nmetrics {out.path / 'metrics.jsonl'}\n"
-              f"plots   {out.path / 'curves.png'}\npage    {out.path / 'report.html'}")
-    return summary
-
-
-INTERRUPTED = "train.py: interrupted; continue with --resume"
+INTERRUPTED = f"train.py: interrupted{', as all ranks are when one has ended' * ranks.BY_TORCHRUN}; continue with --resume"
 
 
 def main() -> None:
     try:
         args = parse_args()
-        if not args.check:
-            train(args)
-        elif not check(args):
-            sys.exit(1)
-    except (ValueError, OSError, ExecutorError, ServerError, FloatingPointError) as error:
-        sys.exit(f"train.py: {error}")
+        with ranks.joined(args.device) as args.device:
+            if not args.check:
+                train(args)
+            elif not check(args):
+                sys.exit(1)
+    except (ValueError, OSError, ExecutorError, ServerError, FloatingPointError, RankError) as error:
+        sys.exit(f"train.py: {f'rank {ranks.rank()}: ' * (ranks.size() > 1)}{error}")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -4,12 +4,10 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from tiny import Sample, Tiny, V, full_logprobs, some_trajectories, without_lora
 from torch import Tensor
 
@@ -264,25 +262,6 @@ def test_a_trajectory_without_tokens_counts_in_the_denominator_and_moves_nothing
     moved, _ = step(taus)
     more, _ = step([*taus, Trajectory(task=9, index=0, advantage=1.0)], replace(PLAIN, micro_batch_tokens=1))
     torch.testing.assert_close(more, [delta * 3 / 4 for delta in moved])
-
-
-def train_on_rank(rank: int, directory: Path, shares: list[tuple[int, int]]) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
-    results = [step(some_trajectories(5)[:cut] if rank == 0 else some_trajectories(5)[cut:], replace(PLAIN, epochs=epochs))
-               for cut, epochs in shares]
-    torch.save(results, directory / f"rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_ranks_take_the_same_step_as_one_process_whatever_their_shares(tmp_path: Path) -> None:
-    shares = [(3, 1), (1, 2), (5, 1)]                        # how many of five rank 0 gets, epochs; rank 1 may get none
-    torch.multiprocessing.spawn(train_on_rank, args=(tmp_path, shares), nprocs=2)
-    for i, (_, epochs) in enumerate(shares):
-        expected, expected_stats = step(some_trajectories(5), replace(PLAIN, epochs=epochs))
-        for rank in (0, 1):
-            moved, stats = torch.load(tmp_path / f"rank{rank}.pt")[i]
-            torch.testing.assert_close(moved, expected)
-            assert stats == pytest.approx(expected_stats)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,175 @@
+"""Several processes are one run: the same step however the work is shared, one set of files, an end when one of them dies."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from scripted import TRAIN_WITH_LEGAL_EDITS
+from test_update import PLAIN, step
+from tiny import some_trajectories
+
+import ranks
+from rundir import RunDir
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--steps", 3, "--tasks-per-source", 1, "--rollouts-per-task", 3, "--eval-tasks", 2, "--max-turns", 3, "--no-baselines",
+         "--save-every", 1, "--max-context", 1200]
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+    monkeypatch.setattr(ranks, "size", lambda: size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_every_item_goes_to_one_rank_and_the_ranks_have_about_the_same_tokens(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [random.Random(i).randint(100, 9000) for i in range(50)]
+    parts = []
+    for rank in range(size):
+        as_rank(monkeypatch, rank, size)
+        parts.append(ranks.balanced(lengths, weight=lambda n: n))
+    assert sorted(n for part in parts for n in part) == sorted(lengths)
+    assert max(map(sum, parts)) < 1.02 * sum(lengths) / size, "tokens are shared, not trajectories"
+
+
+def test_a_single_long_trajectory_leaves_ranks_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 1, 2)
+    assert ranks.balanced([7], weight=lambda n: n) == []
+
+
+@pytest.mark.parametrize(("size", "workers", "n"), [(1, 1, 5), (3, 3, 7), (3, 3, 2), (4, 1, 5)])
+def test_shared_work_is_done_once_and_comes_back_in_the_order_of_the_items(size: int, workers: int, n: int,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[list[int]] = []
+    for rank in range(size):
+        as_rank(monkeypatch, rank, size)
+        gather = ranks.shared(range(n), lambda share: [10 * item for item in share], workers)
+        monkeypatch.setattr(ranks, "of_all_ranks", lambda mine: done.append(mine) or done)
+        if rank < size - 1:                                  # gathers too early: only its share is of interest
+            with contextlib.suppress(StopIteration, IndexError):
+                gather()
+    assert gather() == [10 * item for item in range(n)]
+    assert size == 1 or sum(map(len, done)) == n
+
+
+# ---- the step ---------------------------------------------------------------------------------------------------------
+
+SHARES = [(3, 1), (1, 2), (5, 1), (None, 2)]                 # how many of five rank 0 gets and rank 1 the rest; epochs
+
+
+def train_on_rank(rank: int, size: int, directory: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=size)
+    results = []
+    for cut, epochs in SHARES:
+        taus = some_trajectories(5)
+        of_rank = [taus[:cut], taus[cut:], [], []][rank] if cut else ranks.balanced(taus, weight=lambda tau: len(tau.tokens))
+        results.append(step(of_rank if size > 1 else taus, replace(PLAIN, epochs=epochs, max_grad_norm=0.5)))
+    torch.save(results, directory / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ranks_take_the_same_step_as_one_process_whatever_their_shares(size: int, tmp_path: Path) -> None:
+    """To float64's rounding, with unequal shares, ranks without any trajectory, several epochs and a clipped norm."""
+    torch.multiprocessing.spawn(train_on_rank, args=(size, tmp_path), nprocs=size)
+    for i, (_, epochs) in enumerate(SHARES):
+        expected, expected_stats = step(some_trajectories(5), replace(PLAIN, epochs=epochs, max_grad_norm=0.5))
+        for rank in range(size):
+            moved, stats = torch.load(tmp_path / f"rank{rank}.pt")[i]
+            torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-14)
+            assert stats == pytest.approx(expected_stats, rel=1e-12, abs=1e-14)
+    assert expected_stats["grad_norm"] > 0.5, "clipping must have something to do"
+
+
+# ---- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def launch(directory: Path, size: int, *words: object, before: str = "") -> subprocess.CompletedProcess:
+    """Run train.py, by torchrun if there are several ranks, with a policy whose every turn is a legal edit."""
+    script = directory / "legal.py"
+    script.write_text(f"import sys; sys.path.insert(0, '.')\n{before}\n{TRAIN_WITH_LEGAL_EDITS}")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size] if size > 1 else []
+    return subprocess.run(list(map(str, [sys.executable, *torchrun, script, *words])), cwd=ROOT, capture_output=True, text=True,
+                          timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("group_by", ["task", "source"])
+def test_two_processes_train_as_one_does(group_by: str, tmp_path: Path, tiny_model: Path) -> None:
+    """The same episodes, rewards and advantages, and the same weights to float32's rounding, in one set of files."""
+    runs = [tmp_path / "1", tmp_path / "2"]
+    for size, out in enumerate(runs, 1):
+        done = launch(tmp_path, size, "--model", tiny_model, "--out", out, "--group-by", group_by, *SMALL)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy_trained") == 1, "rank 0 alone prints"
+    one, two = (RunDir(out).read("trajectories.jsonl") for out in runs)
+    assert len(one) == len(two) == 3 * 9
+    for name in ("step", "task_id", "reward", "advantage", "n_tokens", "workflow", "usage"):
+        drop = {"seconds"} if name == "usage" else set()
+        values = [[{k: v for k, v in r[name].items() if k not in drop} if drop else r[name] for r in log] for log in (one, two)]
+        assert values[0] == values[1], name
+    assert len({record["advantage"] for record in one}) > 2
+    logs = [RunDir(out).read("metrics.jsonl") for out in runs]
+    for a, b in zip(*logs, strict=True):
+        numbers = {k: v for k, v in a.items() if isinstance(v, float) and not re.search(r"second|sampler|loss", k)}
+        assert {k: b[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-6)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    weights = [load_file(out / "checkpoints/step_000003/adapter_model.safetensors") for out in runs]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-2, atol=2e-4)
+    summaries = [json.loads((out / "summary.json").read_text()) for out in runs]
+    assert summaries[0]["accuracy_trained"] == summaries[1]["accuracy_trained"]
+
+
+DIES = """
+import os, signal
+from rundir import ReadOnly
+def append(self, name, *records):
+    if name == "metrics.jsonl" and records[0]["step"] == 1: os.kill(os.getpid(), signal.SIGKILL)
+ReadOnly.append = append
+"""
+
+
+def test_a_rank_that_dies_ends_the_run_which_can_be_resumed(tmp_path: Path, tiny_model: Path) -> None:
+    """Rank 1 is killed after the second update: rank 0 says so, saves the step it was in, and --resume ends the run."""
+    out = tmp_path / "run"
+    done = launch(tmp_path, 2, "--model", tiny_model, "--out", out, *SMALL, before=DIES)
+    assert done.returncode != 0
+    assert re.search(r"train.py: (rank 0: .* lost another one|interrupted, as all ranks are).*continue with --resume",
+                     done.stderr), done.stderr                # whether gloo or torchrun is the first to notice
+    assert (out / "latest").read_text() in ("checkpoints/step_000001\n", "checkpoints/step_000002\n")  # torchrun may end it first
+    done = launch(tmp_path, 2, "--resume", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in RunDir(out).read("metrics.jsonl")] == [0, 1, 2]
+
+
+def outlive(rank: int, directory: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    ranks.of_all_ranks(None)
+    if rank:
+        os._exit(0)
+    with pytest.raises(ranks.RankError, match="rank 0 of 2 lost another one"):
+        ranks.of_all_ranks(None)
+    (directory / "told").touch()
+    os._exit(0)                                              # not through gloo, which would wait
+
+
+def test_who_waits_for_a_dead_rank_is_told_at_once(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(outlive, args=(tmp_path,), nprocs=2)
+    assert (tmp_path / "told").exists()
+
+
+def test_ranks_that_differ_refuse_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "of_all_ranks", lambda value: [value, "other"])
+    with pytest.raises(ranks.RankError, match="disagree on weights: mine, other"):
+        ranks.require_alike(weights="mine")
