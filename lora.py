@@ -13,6 +13,7 @@ Three decisions:
 """
 
 import argparse
+import copy
 import importlib
 import json
 import math
@@ -107,6 +108,11 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return A and B by name (`<module>.lora_A`); not copies: `model.load_state_dict(..., strict=False)` takes it back."""
     return {f"{name}.{part}": getattr(layer, part).detach()
             for name, layer in lora_layers(model).items() for part in ("lora_A", "lora_B")}
+
+
+def with_own_lora(model: nn.Module) -> nn.Module:
+    """Return a model that shares the frozen weights and has copies of A and B, which one may train while this one samples."""
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters() if not weight.requires_grad})
 
 
 def mark_only_lora_as_trainable(model: nn.Module) -> None:

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from lora import load_adapter, save_adapter
+from lora import load_adapter, lora_state_dict, save_adapter
 
 KEEP_CHECKPOINTS = 3
 TRAJECTORY_MEGABYTES = 64  # trajectories.jsonl moves to trajectories.1.jsonl at this size, replacing an older one
@@ -129,8 +129,11 @@ class RunDir:
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-        """Write checkpoints/step_N whole, point `latest` to it, and remove the oldest ones."""
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, sampled: nn.Module | None = None) -> Path:
+        """Write checkpoints/step_N whole, point `latest` to it, and remove the oldest ones.
+
+        sampled: the model that samples step N, if it has LoRA weights of its own (--async-depth 1).
+        """
         final = self.path / "checkpoints" / f"step_{step:06d}"
         temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -138,7 +141,8 @@ class RunDir:
         try:
             save_adapter(model, temporary)
             state = io.BytesIO()  # of a full disk, torch itself says "unexpected pos 255680"
-            torch.save({"step": step, "optimizer": optimizer.state_dict()}, state)
+            own = {} if sampled in (None, model) else {"sampled": lora_state_dict(sampled)}
+            torch.save({"step": step, "optimizer": optimizer.state_dict(), **own}, state)
             (temporary / "state.pt").write_bytes(state.getbuffer())
             whole = True
         except (SafetensorError, OSError) as error:
@@ -162,7 +166,7 @@ class RunDir:
             return None
         return self.path / "checkpoints" / Path(pointer.read_text(encoding="utf-8").strip()).name  # in this run, whatever it says
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, sampled: nn.Module | None = None) -> int:
         """Load the newest checkpoint and cut the logs back to it; return the step to go on with."""
         checkpoint, step = self.latest(), 0
         if checkpoint is not None:
@@ -170,6 +174,8 @@ class RunDir:
                 load_adapter(model, checkpoint)
                 state = torch.load(checkpoint / "state.pt", weights_only=True)
                 optimizer.load_state_dict(state["optimizer"])
+                if sampled not in (None, model):
+                    sampled.load_state_dict(state["sampled"], strict=False)
                 step = int(state["step"])
             except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 raise RunError(f"{checkpoint} cannot be read ({type(error).__name__}: {error}); write the name of an "

@@ -29,6 +29,7 @@ import torch
 import baselines
 import ranks
 import trackers
+from ahead import Gather, Rollouts
 from backends import ExecutorError, Request
 from cwrpo import UpdateConfig, group_advantages, uniform_groups, update
 from eval import evaluate, rollout_config, summarise
@@ -45,7 +46,7 @@ from flags import (
     preset_defaults,
     vllm_samplers,
 )
-from lora import add_lora, disable_lora, lora_parameters
+from lora import add_lora, disable_lora, lora_parameters, with_own_lora
 from metrics import rollout_metrics, trajectory_record
 from policy import ChatTokenizer
 from qwen3 import Qwen3
@@ -80,6 +81,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                        help="trajectories a task; more: less noise in the advantages, more time (default %(default)s)")
     batch.add_argument("--group-by", choices=("source", "task"), default="task",
                        help="rewards are compared within a source (CWRPO) or a task (GRPO) (default %(default)s)")
+    batch.add_argument("--async-depth", type=int, choices=(0, 1), default=0,
+                       help="1: the next step is sampled, by the adapter before, while this one trains (default %(default)s)")
     batch.add_argument("--skip-uniform-groups", action="store_true", help="leave groups of equal rewards out of the update")
     batch.add_argument("--max-dropped", type=float, default=0.2, help="stop above this share of failures (default %(default)s)")
     batch.add_argument("--min-trajectories", type=int, default=2, help="stop if fewer are sound (default %(default)s)")
@@ -100,7 +103,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--loss-norm", choices=("trajectory", "token", "constant"), default="trajectory",
                       help="mean over trajectories of token means (paper), over all tokens, or the sum over tokens by the "
                            "most that a step could have (Dr. GRPO) (default %(default)s)")
-    loss.add_argument("--tis-cap", type=float, help="cap of the trainer/sampler importance weight, say 2; default: no weight")
+    loss.add_argument("--tis-cap", type=float, help="cap of the trainer/sampler importance weight, say 2; default: no weight, "
+                                                    "with --async-depth 1 a cap of 2")
     loss.add_argument("--no-mask", action="store_true", help="ablation: feedback tokens are trained too")
     loss.add_argument("--micro-batch-tokens", type=int, default=16384, help="raise until it no longer fits (default %(default)s)")
     loss.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more compute")
@@ -119,6 +123,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_shared_flags(parser)
     parser.set_defaults(**preset_defaults(arguments))
     args = parser.parse_args(arguments)
+    if args.async_depth and args.tis_cap is None:
+        args.tis_cap = 2.0
     if args.resume:  # a run goes on with its own flags; only --steps may be raised, and a server may have moved
         given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
         if extra := given - {"--resume", "--out", "--steps", "--executor-url", "--policy-url", "--quiet", "--log-json"}:
@@ -235,40 +241,45 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = make_model(args)
     optimizer = torch.optim.AdamW(lora_parameters(model), lr=args.lr, weight_decay=args.weight_decay)
     config = update_config(args, tokenizer.vocab_size, len({task.source for task in pool}))
-    sampler = make_sampler(args, model, tokenizer)
+    sampled = with_own_lora(model) if args.async_depth else model
+    sampler = make_sampler(args, sampled, tokenizer)
     if (note := truncation_note(args)) and not ranks.rank():
         print(note, file=sys.stderr, flush=True)
 
-    def play(jobs: Sequence[Job]) -> list[Trajectory]:
-        return rollout(jobs, sampler, tokenizer, world.new_canvas, world.score, rollout_config(args, world))
+    def play(step: int) -> Gather:
+        def of_rank(jobs: Sequence[Job]) -> list[Trajectory]:
+            return rollout(jobs, sampler, tokenizer, world.new_canvas, world.score, rollout_config(args, world))
+        return ranks.shared(choose_jobs(pool, step, args), of_rank, world.players)
 
     try:
         if not args.resume:
             out.create(environment(args, world))
         evaluate_before(args, out, held_out, sampler, tokenizer, world)
-        start_step = out.restore(model, optimizer) if args.resume else 0
+        start_step = out.restore(model, optimizer, sampled) if args.resume else 0
         ranks.require_alike(start_step=start_step, weights=ranks.fingerprint(lora_parameters(model)))
         line = world.progress("training", args.steps, start_step)
         tracked = trackers.Trackers(out.path, vars(args), start_step, args.tensorboard, args.wandb)
+        rollouts = Rollouts(model, sampled, sampler, play, args.async_depth)
         for step in range(start_step, args.steps):
-            clock = [time.monotonic()]
+            began = time.monotonic()
             try:
-                sampler.load_adapter(version=step)  # the live weights
-                clock.append(time.monotonic())
-                taus = ranks.shared(choose_jobs(pool, step, args), play, world.players)()
+                taus = rollouts.take(step)
                 batch = ranks.balanced(select(taus, args), weight=lambda tau: len(tau.tokens))
             except (ExecutorError, ServerError, RankError):
-                out.save(step, model, optimizer)  # --resume goes on with this very step
+                out.save(step, model, optimizer, sampled)  # --resume goes on with this very step
                 raise
-            clock.append(time.monotonic())
+            seconds, ready = rollouts.seconds, time.monotonic()
+            if step + 1 < args.steps:
+                rollouts.prefetch(step + 1)
             optimizer.param_groups[0]["lr"] = learning_rate(step, args)
             stats = update(model, optimizer, batch, config, disable_lora)
-            tracked.log(log(out, line, step, taus, stats, clock, args))
+            seconds |= {"update": time.monotonic() - ready, "step": time.monotonic() - began}
+            tracked.log(log(out, line, step, taus, stats, seconds, args))
             if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-                out.save(step + 1, model, optimizer)
+                out.save(step + 1, model, optimizer, sampled)
         line.close()
         tracked.close()
-        sampler.load_adapter(version=args.steps)
+        rollouts.sync(args.steps)
         after = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="after")
         require_sound(after, args)
     finally:
@@ -319,19 +330,15 @@ def group_of(tau: Trajectory, args: argparse.Namespace) -> str:
 
 
 def log(out: RunDir, line: Progress, step: int, taus: Sequence[Trajectory], stats: dict[str, float],
-        clock: Sequence[float], args: argparse.Namespace) -> dict[str, Any]:
-    """Write and show the step; return its row of metrics.jsonl. clock: when it began, was synced and had sampled."""
-    began, synced, sampled = clock
+        seconds: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
+    """Write and show the step; return its row of metrics.jsonl. seconds: of sync, rollout, update and the whole step."""
     scored = [tau for tau in taus if not tau.dropped]
     uniform = uniform_groups([tau.reward for tau in scored], [group_of(tau, args) for tau in scored])
-    now = time.monotonic()
-    seconds = {phase: sum(tau.seconds[phase] for tau in taus) for phase in ("policy", "executor", "grading")}
+    phases = {phase: sum(tau.seconds[phase] for tau in taus) for phase in ("policy", "executor", "grading")}
     metrics = {"step": step, **rollout_metrics(taus), "uniform_groups": sum(uniform.values()) / len(uniform),
                **{name: value for name, value in stats.items() if name != "trajectories"},
-               "tokens_per_second": sum(len(tau.tokens) for tau in taus) / (now - began),
-               **{f"seconds_{phase}": value for phase, value in seconds.items()},  # summed over trajectories
-               "seconds_sync": synced - began, "seconds_rollout": sampled - synced, "seconds_update": now - sampled,
-               "seconds_step": now - began}
+               "tokens_per_second": sum(len(tau.tokens) for tau in taus) / seconds["step"],
+               **{f"seconds_{phase}": value for phase, value in (phases | seconds).items()}}  # phases: summed over trajectories
     out.append("trajectories.jsonl", *(trajectory_record(tau, step) for tau in taus))
     out.append("metrics.jsonl", metrics)
     shown = {"R": metrics["reward"], "R_div=1": metrics["feasible_rate"], "acc": metrics["accuracy"],
