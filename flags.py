@@ -297,7 +297,8 @@ def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
     if not directory.is_dir():
         raise UsageError(f"--model {args.model}: no such directory; expected config.json, *.safetensors and tokenizer.json")
     tokenizer = ChatTokenizer(directory)
-    model = Qwen3.from_pretrained(directory, args.device, getattr(torch, args.dtype))
+    device = "cpu" if getattr(args, "shard", False) else args.device
+    model = Qwen3.from_pretrained(directory, device, getattr(torch, args.dtype))
     if args.max_context is None:
         args.max_context = min(model.config.max_position_embeddings, 16384)
     return model, tokenizer
@@ -315,6 +316,7 @@ def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenize
     try:
         for sampler in samplers:
             require(sampler)
+            sampler.compares = not getattr(args, "shard", False)  # from here on: the checks above had the whole model
     except BaseException:
         for sampler in samplers:
             sampler.close()

@@ -132,6 +132,29 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = part.view_as(parameter)
 
 
+def shard(model: nn.Module, device: str) -> None:
+    """Spread the frozen weights of every layer of a Qwen3 over all ranks (FSDP2), in place; one layer at a time is whole.
+
+    What is trained stays whole everywhere: LoRA has a hundredth of the base's weights, its gradients are summed in one message
+    after all micro-batches instead of one a layer and micro-batch, and a checkpoint is written by one rank as it is. So do
+    embedding and head, which chunks of different number need on every rank. All ranks must take the same passes: `update`
+    sees to it. Each layer goes to the device as it is sharded: none ever holds the whole model.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # here: they take seconds to import
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.tensor import DTensor
+
+    mesh = init_device_mesh(device.partition(":")[0], (size(),))
+    trained = {weight for weight in model.parameters() if weight.requires_grad}
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, ignored_params=trained)
+    whole = {weight for weight in model.parameters() if not isinstance(weight, DTensor)}
+    for weight in whole:
+        weight.data = weight.data.to(device)
+    fully_shard(model, mesh=mesh, ignored_params=whole)              # owns nothing itself: it lets layers be fetched ahead
+    register_fsdp_forward_method(model, "hidden")
+
+
 def require_alike(**values: Any) -> None:
     """Raise RankError, on all ranks, where a value differs between them."""
     for name, value in values.items():

@@ -107,6 +107,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                                                     "with --async-depth 1 a cap of 2")
     loss.add_argument("--no-mask", action="store_true", help="ablation: feedback tokens are trained too")
     loss.add_argument("--micro-batch-tokens", type=int, default=16384, help="raise until it no longer fits (default %(default)s)")
+    loss.add_argument("--shard", action="store_true", help="by torchrun: every rank keeps a part of each layer's frozen weights")
     loss.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more compute")
 
     lora = parser.add_argument_group("LoRA")
@@ -145,6 +146,9 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     if args.group_by == "task" and args.rollouts_per_task == 1:
         raise UsageError("--group-by task with --rollouts-per-task 1: every group has one trajectory, every advantage is 0")
+    if args.shard and (ranks.size() == 1 or not args.policy_url or args.async_depth):
+        raise UsageError("--shard needs several processes (torchrun --nproc-per-node=2 or more) and --policy-url, as sampling in "
+                         "a process would put every layer together for every token; and --async-depth 0")
     if args.lr <= 0:
         raise UsageError(f"--lr is {args.lr}; it must be positive")
 
@@ -243,6 +247,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     config = update_config(args, tokenizer.vocab_size, len({task.source for task in pool}))
     sampled = with_own_lora(model) if args.async_depth else model
     sampler = make_sampler(args, sampled, tokenizer)
+    if args.shard:
+        ranks.shard(model, args.device)
     if (note := truncation_note(args)) and not ranks.rank():
         print(note, file=sys.stderr, flush=True)
 

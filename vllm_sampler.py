@@ -112,6 +112,7 @@ class VLLMSampler:
         self.base = ""                                           # the served name of the base model: see find_base
         self.dtype = model.model.norm.weight.dtype
         self.tolerance = TOLERANCE.get(self.dtype, 0.5)
+        self.compares = True                                     # every adapter; a sharded model cannot score on one rank alone
         # Everything is sent: what is left out would come from the model's generation_config.json. The end token alone ends
         # a turn, as in training. Padded ids of the vocabulary, which no text has, are never drawn.
         padding = range(tokenizer.vocab_size, model.config.vocab_size)
@@ -277,7 +278,7 @@ class VLLMSampler:
                 raise
         if adapter.name not in {model["id"] for model in self.server.models()}:
             raise ServerError(f"{self.server.url} took adapter {adapter.name} but does not serve it", again=True)
-        gap = self.logprob_gap(adapter)
+        gap = self.logprob_gap(adapter) if self.compares else 0.0
         if not gap <= self.tolerance:
             raise ServerError(f"{self.server.url} with adapter {adapter.name} samples from other weights than the trainer's: "
                               f"log-probabilities differ by {gap:.3g} nats (at most {self.tolerance}). Does it serve the model "

@@ -13,12 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from fake_vllm import FakeVLLM, Settings
 from safetensors.torch import load_file
 from scripted import TRAIN_WITH_LEGAL_EDITS
 from test_update import PLAIN, step
-from tiny import some_trajectories
+from tiny import V, some_trajectories
 
 import ranks
+import train
+from cwrpo import update
+from flags import UsageError
+from lora import add_lora, disable_lora, lora_layers, lora_parameters, read_adapter, save_adapter
+from policy import ChatTokenizer
+from qwen3 import Qwen3, Qwen3Config
 from rundir import RunDir
 
 ROOT = Path(__file__).parent.parent
@@ -173,3 +180,91 @@ def test_ranks_that_differ_refuse_to_train(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ranks, "of_all_ranks", lambda value: [value, "other"])
     with pytest.raises(ranks.RankError, match="disagree on weights: mine, other"):
         ranks.require_alike(weights="mine")
+
+
+# ---- sharded weights --------------------------------------------------------------------------------------------------
+
+
+def small_qwen3(checkpointing: bool) -> Qwen3:
+    """In float64, its down_proj as large layers are computed (base and LoRA apart), the others as small ones."""
+    torch.manual_seed(0)
+    model = Qwen3(Qwen3Config(vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+                              num_key_value_heads=1, head_dim=8)).eval()
+    add_lora(model, rank=2, alpha=4, targets=("q_proj", "o_proj", "down_proj"))
+    for name, layer in lora_layers(model).items():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+        layer.sum_first = "down_proj" not in name
+    model.gradient_checkpointing = checkpointing
+    return model.double()
+
+
+def one_update(model: Qwen3, taus: list, epochs: int) -> tuple[torch.Tensor, list[torch.Tensor], dict]:
+    """Logits before, gradients (as the last step of SGD left them), and stats."""
+    with torch.no_grad():
+        logits = model.head(model.hidden(torch.arange(8).view(2, 4) % V))
+    stats = update(model, torch.optim.SGD(lora_parameters(model), lr=0.1), taus, replace(PLAIN, epochs=epochs), disable_lora)
+    return logits, [weight.grad for weight in lora_parameters(model)], stats
+
+
+def shard_on_rank(rank: int, size: int, directory: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=size)
+    results = []
+    for checkpointing, epochs in ((False, 1), (True, 2)):
+        model = small_qwen3(checkpointing)
+        whole = sum(weight.numel() for weight in model.model.layers.parameters() if not weight.requires_grad)
+        ranks.shard(model, "cpu")
+        kept = sum(weight.to_local().numel() for weight in model.model.layers.parameters() if not weight.requires_grad)
+        taus = some_trajectories(5)
+        results.append((*one_update(model, taus[:1] if rank else taus[1:], epochs), kept / whole))
+        save_adapter(model, directory / f"adapter-{rank}-{epochs}")
+    torch.save(results, directory / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_sharded_weights_give_the_same_logits_gradients_and_adapter_files(tmp_path: Path) -> None:
+    """Rank 1 has one micro-batch and rank 0 several: it must take part in putting layers together for all of them."""
+    torch.multiprocessing.spawn(shard_on_rank, args=(2, tmp_path), nprocs=2)
+    for i, (checkpointing, epochs) in enumerate(((False, 1), (True, 2))):
+        model = small_qwen3(checkpointing)
+        logits, gradients, stats = one_update(model, some_trajectories(5), epochs)
+        save_adapter(model, tmp_path / "whole")
+        for rank in range(2):
+            sharded_logits, sharded_gradients, sharded_stats, kept = torch.load(tmp_path / f"rank{rank}.pt")[i]
+            torch.testing.assert_close(sharded_logits, logits, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(sharded_gradients, gradients, rtol=1e-10, atol=1e-14)
+            assert sharded_stats == pytest.approx(stats, rel=1e-10, abs=1e-14)
+            assert kept == pytest.approx(0.5, abs=0.02)
+            files = [read_adapter(tmp_path / name) for name in ("whole", f"adapter-{rank}-{epochs}")]
+            assert files[0][0] == files[1][0]
+            torch.testing.assert_close(files[1][1], files[0][1], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("size", "words"), [(1, ["--policy-url", "http://x"]), (2, []),
+                                             (2, ["--policy-url", "http://x", "--async-depth", "1"])])
+def test_sharding_is_refused_where_it_cannot_work(size: int, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 0, size)
+    with pytest.raises(UsageError, match=r"--shard needs several processes .* and --policy-url"):
+        train.check_flags(train.parse_args(["--shard", *words]))
+
+
+def test_a_sharded_run_on_a_policy_server_trains_as_one_process_does(tmp_path: Path, padded_model: Path) -> None:
+    """Rank 0 alone talks to the server; the adapter that it hands over is whole, and its log-probs are the trainer's."""
+    server = FakeVLLM(Qwen3.from_pretrained(padded_model).eval(), ChatTokenizer(padded_model), Settings(max_model_len=1200))
+    server.start()
+    words = ["--model", padded_model, "--policy-url", server.url, *SMALL, "--max-new-tokens", 16]
+    try:
+        for size, more in ((1, []), (2, ["--shard"])):
+            done = launch(tmp_path, size, *words, *more, "--out", tmp_path / str(size))
+            assert done.returncode == 0, done.stderr
+    finally:
+        server.opened.set()
+        server.kill()
+    logs = [RunDir(tmp_path / str(size)).read("metrics.jsonl") for size in (1, 2)]
+    for a, b in zip(*logs, strict=True):
+        for name in ("reward", "grad_norm", "kl_ref", "entropy", "policy_tokens"):
+            assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-6), name
+        assert b["sampler_gap_max"] < 1e-4
+    weights = [load_file(tmp_path / str(size) / "checkpoints/step_000003/adapter_model.safetensors") for size in (1, 2)]
+    assert weights[0].keys() == weights[1].keys()
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-2, atol=2e-4)
