@@ -22,6 +22,7 @@ import ranks
 import sandbox
 from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend, request_parameters
 from canvas import FINISH_RULES, Canvas, CanvasConfig
+from memory import wake
 from policy import ChatTokenizer, InProcessSampler
 from qwen3 import Qwen3
 from rewards import RewardConfig, grade, reward
@@ -315,6 +316,8 @@ def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenize
     samplers = vllm_samplers(args, model, tokenizer)
     try:
         for sampler in samplers:
+            if getattr(args, "colocate", False):
+                wake(sampler.server)
             require(sampler)
             sampler.compares = not getattr(args, "shard", False)  # from here on: the checks above had the whole model
     except BaseException:

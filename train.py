@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from flags import (
     vllm_samplers,
 )
 from lora import add_lora, disable_lora, lora_parameters, with_own_lora
+from memory import server_asleep
 from metrics import rollout_metrics, trajectory_record
 from policy import ChatTokenizer
 from qwen3 import Qwen3
@@ -107,6 +109,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                                                     "with --async-depth 1 a cap of 2")
     loss.add_argument("--no-mask", action="store_true", help="ablation: feedback tokens are trained too")
     loss.add_argument("--micro-batch-tokens", type=int, default=16384, help="raise until it no longer fits (default %(default)s)")
+    loss.add_argument("--colocate", action="store_true",
+                      help="the policy server, which is on our card, sleeps during an update (memory.py says what fits)")
     loss.add_argument("--shard", action="store_true", help="by torchrun: every rank keeps a part of each layer's frozen weights")
     loss.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more compute")
 
@@ -149,6 +153,8 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.shard and (ranks.size() == 1 or not args.policy_url or args.async_depth):
         raise UsageError("--shard needs several processes (torchrun --nproc-per-node=2 or more) and --policy-url, as sampling in "
                          "a process would put every layer together for every token; and --async-depth 0")
+    if args.colocate and (ranks.size() > 1 or len(args.policy_url or ()) != 1 or args.async_depth):
+        raise UsageError("--colocate is one card in turns: one --policy-url, one process and --async-depth 0")
     if args.lr <= 0:
         raise UsageError(f"--lr is {args.lr}; it must be positive")
 
@@ -249,8 +255,6 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     sampler = make_sampler(args, sampled, tokenizer)
     if args.shard:
         ranks.shard(model, args.device)
-    if (note := truncation_note(args)) and not ranks.rank():
-        print(note, file=sys.stderr, flush=True)
 
     def play(step: int) -> Gather:
         def of_rank(jobs: Sequence[Job]) -> list[Trajectory]:
@@ -278,7 +282,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             if step + 1 < args.steps:
                 rollouts.prefetch(step + 1)
             optimizer.param_groups[0]["lr"] = learning_rate(step, args)
-            stats = update(model, optimizer, batch, config, disable_lora)
+            with server_asleep(sampler.server) if args.colocate else nullcontext():
+                stats = update(model, optimizer, batch, config, disable_lora)
             seconds |= {"update": time.monotonic() - ready, "step": time.monotonic() - began}
             tracked.log(log(out, line, step, taus, stats, seconds, args))
             if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
@@ -298,6 +303,8 @@ def evaluate_before(args: argparse.Namespace, out: RunDir, held_out: Sequence[Ta
     """Write before.json, once: the untrained policy and the random editor on the held-out tasks."""
     if (out.path / "before.json").exists():
         return
+    if (note := truncation_note(args)) and not ranks.rank():
+        print(note, file=sys.stderr, flush=True)
     taus = evaluate(held_out, sampler, tokenizer, world, rollout_config(args, world), args.seed, label="before")
     require_sound(taus, args)
     floor = None

@@ -38,6 +38,7 @@ class Settings:
     processed_logprobs: bool = True
     shift_ids: int = 0                               # another tokenizer than ours
     scale: float = 1.0                               # other weights than ours
+    sleep_mode: bool = True                          # --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1
 
 
 @dataclass
@@ -50,6 +51,7 @@ class FakeVLLM:
     events: list[tuple] = field(default_factory=list)            # ("load" | "unload", name, path, did the path exist?)
     adapters: dict[str, tuple[Path, Qwen3]] = field(default_factory=dict)
     opened: threading.Event = field(default_factory=threading.Event)     # what "hang" waits for
+    asleep: bool = False
     port: int = 0
     sockets: set = field(default_factory=set)
 
@@ -74,7 +76,14 @@ class FakeVLLM:
             drop(connection)
         self.thread.join()
 
+    def sleep(self, asleep: bool) -> None:
+        if not self.settings.sleep_mode:
+            raise Refusal(404, "Not Found")
+        self.asleep = asleep
+
     def complete(self, body: dict) -> dict:
+        if self.asleep:
+            raise Refusal(500, "the engine sleeps")
         if body["model"] != "tiny" and body["model"] not in self.adapters:
             raise Refusal(404, f"The model `{body['model']}` does not exist. Valid aliases: tiny.")
         model = self.adapters[body["model"]][1] if body["model"] in self.adapters else self.model
@@ -168,7 +177,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def do_GET(self) -> None:
-        fixed = {"/health": "", "/version": {"version": "0.32.0"}, "/v1/models": self.fake.models()}
+        fixed = {"/health": "", "/version": {"version": "0.32.0"}, "/v1/models": self.fake.models(),
+                 "/is_sleeping": {"is_sleeping": self.fake.asleep}}
         value = fixed.get(self.path)
         self.answer(404 if value is None else 200, json.dumps(value).encode() if value else b"")
 
@@ -179,7 +189,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.fake.requests.append(body)
                 fault = self.fake.faults.pop(0) if self.fake.faults else None
                 return self.fault(fault, self.fake.complete(body) if fault is None or isinstance(fault, str) else {})
-            value = {"/tokenize": lambda: self.fake.tokenize(body["prompt"]),
+            value = {"/sleep?level=1": lambda: self.fake.sleep(True), "/wake_up": lambda: self.fake.sleep(False),
+                     "/tokenize": lambda: self.fake.tokenize(body["prompt"]),
                      "/v1/load_lora_adapter": lambda: self.fake.load(body.get("lora_name"), body.get("lora_path")),
                      "/v1/unload_lora_adapter": lambda: self.fake.unload(body["lora_name"])}[self.path]()
             self.answer(200, json.dumps(value).encode())
