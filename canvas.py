@@ -3,8 +3,8 @@
 `Canvas.step(text)` reads the edit, checks it, changes the graph, brings the graph's results up to date and answers with
 feedback. Decisions that matter:
 
-* Incremental execution: a node re-runs only if its operator, its prompt or the inputs that it reads changed (a content
-  hash per node), so an edit costs exactly what depends on it.
+* Incremental execution: a node re-runs only if its operator, its prompt or the inputs that it reads changed, so an edit
+  costs exactly what depends on it.
 * No policy text can crash, hang or trap an episode: whatever is not an edit is an invalid edit, which spends the turn.
 * Failures of an operator are feedback. Failures of the infrastructure (executor or sandbox out of order) are not: the
   episode ends as `executor_error` and its trajectory is never trained on.
@@ -14,8 +14,7 @@ Play the Flow-Director yourself, or run a saved workflow (play.py):  python canv
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,7 +72,8 @@ class Canvas:
         self.state = self._initial_state()
         self.results: dict[str, Result] = {}  # newest result by node id, of the nodes that the last run visited
         self.ran_last: list[str] = []  # ids of the nodes that the last turn executed, in order
-        self._memo: dict[tuple[str, int], tuple[str, Result]] = {}  # (node id, loop iteration) -> content hash, result
+        self._memo: dict[tuple[str, int], tuple[tuple, Result]] = {}  # (node id, loop iteration) -> content, result
+        self._passed: list[tuple[tuple, dict[str, Result], dict[str, Any]]] = []  # each stage's shape, results and state after it
         self._final_answer: str | None = None
         self._names = {name.lower(): name for name in library}
 
@@ -210,11 +210,18 @@ class Canvas:
         return {**dict.fromkeys(operators.STATE_KEYS, ""), "problem": self.task.problem, "candidates": ()}
 
     def run_graph(self) -> None:
-        """Bring the graph up to date. Nodes whose content hash is unchanged keep their result and cost nothing."""
-        self.results = {}
-        state = self._initial_state()
+        """Bring the graph up to date. Nodes whose content is unchanged keep their result and cost nothing."""
+        before, self._passed, self.results, state = self._passed, [], {}, self._initial_state()
         for stage in self.graph.stages:
-            state = self._run_stage(stage, state)
+            shape = stage.kind, stage.count, [(node.id, node.operator, node.prompt) for node in stage.nodes]
+            if before and before[0][0] == shape:  # and nothing before it has changed either
+                _, results, state = before.pop(0)
+                self.results |= results
+            else:
+                before, n = [], len(self.results)
+                state = self._run_stage(stage, state)
+                results = dict(itertools.islice(self.results.items(), n, None))
+            self._passed.append((shape, results, state))
         self.state = state
 
     def _run_stage(self, stage: Stage, state: dict[str, Any]) -> dict[str, Any]:
@@ -239,8 +246,11 @@ class Canvas:
 
     def _run_parallel(self, stage: Stage, state: dict[str, Any]) -> dict[str, Any]:
         """All branches start from the same state, run concurrently, and are merged in their order."""
-        with ThreadPoolExecutor(len(stage.nodes)) as pool:  # a branch that is up to date costs it nothing
-            results = list(pool.map(lambda node: self._run_node(node, state), stage.nodes))
+        stale = [node for node in stage.nodes if self._known(node, self._content(node, state)) is None]
+        if len(stale) > 1:  # a thread costs more than all else in a turn
+            with ThreadPoolExecutor(len(stale)) as pool:
+                list(pool.map(lambda node: self._run_node(node, state), stale))
+        results = [self._run_node(node, state) for node in stage.nodes]
         order = {node.id: i for i, node in enumerate(stage.nodes)}
         self.ran_last.sort(key=lambda name: order.get(name, -1))  # threads finish in any order; the record does not
         merged, notes = state, {}
@@ -250,32 +260,36 @@ class Canvas:
                 notes.setdefault(key, []).append(result.writes[key])
         return merged | {key: "\n".join(filter(None, texts)) for key, texts in notes.items()}  # notes stand side by side
 
-    def _content(self, node: Node, state: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-        """(hash, prompt, inputs) of what decides a node's result."""
+    def _content(self, node: Node, state: dict[str, Any]) -> tuple[str, str, tuple]:
+        """(operator, prompt, inputs): what decides a node's result. Unchanged inputs are the same objects: quick to compare."""
         op = self.library[node.operator]
-        prompt = op.prompt if node.prompt is None else node.prompt
-        inputs = {key: state[key] for key in op.reads}
-        text = json.dumps([op.name, prompt, inputs], sort_keys=True)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), prompt, inputs
+        return op.name, op.prompt if node.prompt is None else node.prompt, tuple(map(state.__getitem__, op.reads))
+
+    def _known(self, node: Node, content: tuple, iteration: int = 0) -> Result | None:
+        """The node's result, if it was run with this very content."""
+        before, result = self._memo.get((node.id, iteration), (None, None))
+        return result if before == content else None
 
     def _run_node(self, node: Node, state: dict[str, Any], iteration: int = 0) -> Result:
-        key, prompt, inputs = self._content(node, state)
-        known = self._memo.get((node.id, iteration))
-        if known is None or known[0] != key:
+        content = self._content(node, state)
+        result = self._known(node, content, iteration)
+        if result is None:
             op, task = self.library[node.operator], self.task
+            _, prompt, values = content
 
             def complete(text: str, seen: dict[str, Any]) -> str:
                 reply = self.backend.complete(Request(task, op.name, prompt, text, seen, op.role))
                 self.usage.add(reply.usage)
                 return reply.text
 
+            inputs = dict(zip(op.reads, values, strict=True))
             context = Context(op.name, prompt, task.kind, task.entry_point, task.public_tests, inputs, complete,
                               task.meta.get("frame", ""))
-            known = (key, op.run(context))
-            self._memo[(node.id, iteration)] = known
+            result = op.run(context)
+            self._memo[(node.id, iteration)] = content, result
             self.ran_last.append(node.id)
-        self.results[node.id] = known[1]
-        return known[1]
+        self.results[node.id] = result
+        return result
 
     # ---- what the policy reads -------------------------------------------------------------------------------------
 
@@ -290,10 +304,12 @@ class Canvas:
             stop_reason = "max_turns"
         self.done = stop_reason is not None
         failed = [name for name in dict.fromkeys(self.ran_last) if self.results[name].error]
-        info = {"edit": edit, "workflow": self.graph.to_text(ids=True), "executed": list(self.ran_last), "failed": failed,
+        workflow = self.graph.to_text(ids=True)
+        info = {"edit": edit, "workflow": workflow, "executed": list(self.ran_last), "failed": failed,
                 "invalid": bool(form), "refused": refused, "results": self._results_for_log(),
                 "cached": [name for name in self.results if name not in self.ran_last]}
-        return Feedback(self._feedback_text(_safe(status), form and f" Form: {form}"), ok, self.done, stop_reason, info=info)
+        text = self._feedback_text(_safe(status), form and f" Form: {form}", workflow)
+        return Feedback(text, ok, self.done, stop_reason, info=info)
 
     def _results_for_log(self) -> dict[str, dict[str, str]]:
         """{node id: its own prompt, if it has one, and what it said} of the nodes that the last turn executed, cut short."""
@@ -302,7 +318,7 @@ class Canvas:
                 | {"output": _middle(self.results[name].error or self.results[name].output, LOGGED_CHARS)}
                 for name in dict.fromkeys(self.ran_last)}
 
-    def _feedback_text(self, status: str, form: str) -> str:
+    def _feedback_text(self, status: str, form: str, workflow: str) -> str:
         """Status, workflow, counts and turn always; the newest results share what is left of the budget. `status` may
         quote the policy and is made safe; `form` (of an invalid edit) is our own, and is shown whole or not at all."""
         names = self.graph.operators()
@@ -316,7 +332,7 @@ class Canvas:
         tail = _middle(tail, budget // 2)
         kept = min(len(status), 40)  # of the status at least, whatever else is long
         room = budget - len(tail) - len("\nWorkflow: \n") - kept
-        workflow = f"Workflow: {_middle(self.graph.to_text(ids=True) or '(empty)', min(room, budget // 2))}"
+        workflow = f"Workflow: {_middle(workflow or '(empty)', min(room, budget // 2))}"
         room = budget - len(workflow) - len(tail) - 2
         status = _middle(status, room - len(form)) + form if len(form) + kept <= room else _middle(status, room)
         room = budget - len(status) - len(workflow) - len(tail) - 2

@@ -8,7 +8,8 @@ any length costs linear time, and it never raises.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from graph import DEFAULT_COUNT, MAX_COUNT, STRUCTURES
 
@@ -77,11 +78,11 @@ def parse_edit(text: str) -> Edit | InvalidEdit:
     first_error: _Invalid | None = None
     for i in actions:
         try:
-            edit, used = _read(fields, i)
+            values, used = _read(fields, i)
         except _Invalid as error:
             first_error = first_error or error
             continue
-        return replace(edit, reasoning=(reasoning + rest[: fields[i][2]]).strip(), ignored=used < len(fields))
+        return Edit(**values, reasoning=(reasoning + rest[: fields[i][2]]).strip(), ignored=used < len(fields))
     assert first_error is not None, "no action was read, none was refused"
     reason, form = first_error.args
     return InvalidEdit(reason, FORMS[form], (reasoning + rest[: fields[actions[0]][2]]).strip())
@@ -97,7 +98,7 @@ def _after_thinking(text: str) -> tuple[str, str | None]:
 
 def _fields(text: str) -> list[tuple[str, str, int]]:
     """(tag name, content, start) of every closed tag, left to right. Tags inside a content are content."""
-    tags = [(m.group(2).lower(), bool(m.group(1)), m.start(), m.end()) for m in TAG.finditer(text)]
+    tags = [(m[2].lower(), m[1] == "/", *m.span()) for m in TAG.finditer(text)]
     next_close: dict[str, int] = {}
     closes = [0] * len(tags)  # index of the next closing tag of the same name
     for i in range(len(tags) - 1, -1, -1):
@@ -116,8 +117,8 @@ def _fields(text: str) -> list[tuple[str, str, int]]:
     return fields
 
 
-def _read(fields: list[tuple[str, str, int]], at: int) -> tuple[Edit, int]:
-    """The edit whose action is fields[at], and the index behind its last field."""
+def _read(fields: list[tuple[str, str, int]], at: int) -> tuple[dict[str, Any], int]:
+    """What makes the edit whose action is fields[at], and the index behind its last field."""
     action = fields[at][1].lower()
     if action not in FIELDS:
         raise _Invalid(f"unknown action {action[:40]!r}; actions are {', '.join(FIELDS)}", "add")
@@ -130,7 +131,7 @@ def _read(fields: list[tuple[str, str, int]], at: int) -> tuple[Edit, int]:
         if name == "prompt":
             prompts.append(content)
         i += 1
-    values: dict = {"action": action, "prompts": tuple(prompts)}
+    values: dict[str, Any] = {"action": action, "prompts": tuple(prompts)}
     if action == "finish":
         values["answer"] = got.get("answer")
     elif action == "add":
@@ -143,7 +144,7 @@ def _read(fields: list[tuple[str, str, int]], at: int) -> tuple[Edit, int]:
             _need(got, "prompt", action)
         if len(prompts) > 1:
             raise _Invalid("one node takes one prompt", action)
-    return Edit(**values), i
+    return values, i
 
 
 def _need(got: dict[str, str], name: str, form: str) -> str:

@@ -1,0 +1,40 @@
+"""Every comparison in bench/ runs to its end at its smallest size and writes what it promises; no time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(tmp_path: Path, name: str, *words: object) -> dict[str, Any]:
+    """Return the json of one run."""
+    out = tmp_path / f"{name}.json"
+    done = subprocess.run([sys.executable, f"bench/{name}.py", "--pairs", "1", "--json", str(out), *map(str, words)],
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    low, high = result["ratio_range"]
+    assert 0 < low <= result["ratio"] <= high
+    assert all(seconds > 0 for seconds in result["seconds"].values())
+    assert result["bound"]
+    return result
+
+
+@pytest.fixture(scope="module")
+def canvas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("bench"), "canvas", "--episodes", 3, "--turns", 12, "--long", 40)
+
+
+def test_the_canvas_runs_what_an_edit_changed_and_no_more(canvas: dict[str, Any]) -> None:
+    assert canvas["ours"]["runs_per_edit"] == canvas["ours"]["changed_per_edit"]
+    assert canvas["ours"]["most_above_changed"] == 0
+
+
+def test_forgetting_every_result_runs_more_nodes_for_the_same_changes(canvas: dict[str, Any]) -> None:
+    assert canvas["whole graph"]["changed_per_edit"] == canvas["ours"]["changed_per_edit"]
+    assert canvas["whole graph"]["calls_per_trajectory"] > canvas["ours"]["calls_per_trajectory"]
