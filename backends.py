@@ -116,11 +116,14 @@ class SimulatedBackend:
         self.seed, self.latency = seed, latency
         self.instant = self.lockstep = latency == 0
 
+    def wait(self, request: Request) -> float:
+        """Seconds that a call takes."""
+        return self.latency * random.Random(f"{self.seed}/latency/{request.task.id}/{request.text}").lognormvariate(0, 1)
+
     def complete(self, request: Request) -> Reply:
         text = Simulation(self.seed, request.task, request.operator, request.prompt, request.inputs, request.role).reply()
         if self.latency:
-            rng = random.Random(f"{self.seed}/latency/{request.task.id}/{request.text}")
-            time.sleep(self.latency * rng.lognormvariate(0, 1))
+            time.sleep(self.wait(request))
         # A quarter of the characters stands for tokens: the simulation has no tokenizer.
         return Reply(text, Usage(1, 0, len(request.text) // 4, len(text) // 4, dollars=None))
 

@@ -77,7 +77,7 @@ class JudgedWorld(World):
 def rollout_config(args: argparse.Namespace, world: World) -> RolloutConfig:
     return RolloutConfig(max_context=args.max_context, max_new_tokens=args.max_new_tokens,
                          lockstep=world.backend.lockstep and not args.policy_url,
-                         workers=getattr(args, "workers", RolloutConfig.workers))
+                         workers=getattr(args, "workers", max(RolloutConfig.workers, args.executor_concurrency)))
 
 
 def job_seed(seed: int, task: Task, run: int) -> int:

@@ -38,3 +38,11 @@ def test_the_canvas_runs_what_an_edit_changed_and_no_more(canvas: dict[str, Any]
 def test_forgetting_every_result_runs_more_nodes_for_the_same_changes(canvas: dict[str, Any]) -> None:
     assert canvas["whole graph"]["changed_per_edit"] == canvas["ours"]["changed_per_edit"]
     assert canvas["whole graph"]["calls_per_trajectory"] > canvas["ours"]["calls_per_trajectory"]
+
+
+def test_both_schedules_make_the_same_calls_over_pooled_connections(tmp_path: Path) -> None:
+    result = run(tmp_path, "rollout", "--trajectories", 4, "--turns", 4, "--sim-latency", 0.002, "--policy-latency", 0.001,
+                 "--http")
+    assert result["calls"] == 3 + 3 + 2 + 1  # every turn but finish makes one
+    assert result["connections"] <= 4 * 4  # rollouts, trajectories
+    assert result["over_critical_path"] >= 1

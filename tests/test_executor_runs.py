@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,3 +164,10 @@ def test_bad_executor_flags_get_one_clear_message(words: list, expected: str, tm
     for program in (train, evaluation):
         assert expected in fails(capsys, program.main, "--out", tmp_path / "run", *words)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("calls", "workers"), [("2", 32), ("32", 32), ("100", 100)])
+def test_training_has_a_worker_for_every_call_that_may_be_made_at_one_time(calls: str, workers: int) -> None:
+    args = train.parse_args(["--max-context", "1200", "--executor-concurrency", calls])
+    world = SimpleNamespace(backend=SimpleNamespace(lockstep=False))
+    assert evaluation.rollout_config(args, world).workers == workers
