@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ranks import of_all_ranks, sum_gradients
@@ -68,8 +69,35 @@ def group_advantages(rewards: Sequence[float] | Tensor, groups: Sequence[Hashabl
 # Log-probabilities and the loss
 
 
+class Score(torch.autograd.Function):
+    """(log-probability of the target, entropy), (m,) each, of softmax(logits / temperature), logits (m, V), targets (m,).
+
+    By hand for memory: of all that autograd would keep, one (m, V) tensor is enough, and one more is what backward makes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logprobs = (logits if temperature == 1 else logits.to(dtype) / temperature).log_softmax(-1, dtype=dtype)
+        entropy = -logprobs.exp().mul_(logprobs).sum(-1)
+        ctx.save_for_backward(logprobs, targets[:, None], entropy[:, None])
+        ctx.set_materialize_grads(False)             # mostly nothing asks for the entropy's gradient
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return logprobs.gather(-1, targets[:, None])[:, 0], entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_logprob: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor, None, None]:
+        """d logprob / d logit_j = [j is the target] - p_j;  d entropy / d logit_j = -p_j (logprob_j + entropy)."""
+        logprobs, targets, entropy = ctx.saved_tensors
+        of_logprob = torch.zeros_like(entropy) if of_logprob is None else of_logprob[:, None]
+        wanted = of_logprob if of_entropy is None else of_logprob + of_entropy[:, None] * (logprobs + entropy)
+        grad = logprobs.exp().mul_(-wanted).scatter_add_(-1, targets, of_logprob)
+        return (grad if ctx.temperature == 1 else grad.div_(ctx.temperature)).to(ctx.dtype), None, None
+
+
 def token_logprobs(model: nn.Module, ids: Tensor, mask: Tensor, temperature: float = 1.0,
-                   vocab_limit: int | None = None, chunk: int = 256) -> tuple[Tensor, Tensor]:
+                   vocab_limit: int | None = None, chunk: int = 64) -> tuple[Tensor, Tensor]:
     """Return log-probability and entropy, (B, T) each, of the distribution that every masked token was drawn from.
 
     Entry t scores ids[:, t]. The state that predicts it sits at t - 1: the shift by one lives here and nowhere else.
@@ -86,10 +114,7 @@ def token_logprobs(model: nn.Module, ids: Tensor, mask: Tensor, temperature: flo
     states = model.hidden(ids, wanted=mask.roll(-1, 1))                              # (M, D); nothing wraps, see above
 
     def score_chunk(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model.head(states)[:, :vocab_limit]                                 # (m, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        logprobs = logits.log_softmax(-1)
-        return logprobs.gather(-1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+        return Score.apply(model.head(states)[:, :vocab_limit], targets, temperature)
 
     scores = []
     for start in range(0, max(len(targets), 1), chunk):      # once even if nothing is masked: backward needs a graph
@@ -194,11 +219,13 @@ class Batch(NamedTuple):
 def micro_batches(trajectories: Sequence[Trajectory], max_tokens: int) -> list[list[Trajectory]]:
     """Split into lists of at most max_tokens tokens, padding included; a longer trajectory gets a list of its own.
 
-    Longest first: neighbours have similar lengths, and whatever does not fit into memory fails at once.
+    Longest first: neighbours have similar lengths, and whatever does not fit into memory fails at once. No trajectory is
+    padded by more than a third of its length: padding costs as much as tokens do, and another forward pass costs little.
     """
     batches: list[list[Trajectory]] = []
     for tau in sorted(trajectories, key=lambda tau: len(tau.tokens), reverse=True):
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].tokens) <= max_tokens:
+        width = len(batches[-1][0].tokens) if batches else 0
+        if batches and (len(batches[-1]) + 1) * width <= max_tokens and 4 * len(tau.tokens) >= 3 * width:
             batches[-1].append(tau)
         else:
             batches.append([tau])
@@ -241,7 +268,7 @@ class UpdateConfig:
     epochs: int = 1                                  # optimiser steps per batch
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16384                  # tokens of one forward pass, padding included
-    chunk: int = 256                                 # tokens whose logits exist at the same time
+    chunk: int = 64                                  # tokens whose logits exist at the same time: 39 MB of Qwen3's
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, trajectories: Sequence[Trajectory], config: UpdateConfig,

@@ -76,6 +76,8 @@ class LoRALinear(nn.Module):
             return F.linear(x, self.summed(), self.base.bias)
         y = self.base(x)                                                                             # (..., out)
         low = F.linear(F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training), self.lora_A)  # (..., r)
+        if y.dtype == low.dtype:        # one pass over (..., out) instead of three
+            return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.lora_B.T, alpha=self.scale).view(y.shape)
         return (y + self.scale * F.linear(low, self.lora_B)).to(y.dtype)
 
     def summed(self) -> Tensor:

@@ -1,15 +1,16 @@
 """The update step against transformers + PEFT: the same weights, trajectories, masks and loss; tokens a second and memory.
 
-    python bench/update.py                              the tiny preset's shape, five pairs
-    python bench/update.py --shape vocabulary           hidden 512, 8 layers, Qwen3's 151,936 ids (minutes a pair on two cores)
-    python bench/update.py --shape 8b --device cuda     Qwen3-8B with random weights, bfloat16
+    python bench/update.py                                       the tiny preset's shape, five pairs
+    python bench/update.py --shape vocabulary --trajectories 3   hidden 512, 8 layers, Qwen3's 151,936 ids; a minute a pair
+    python bench/update.py --shape vocabulary                    all 36 trajectories: ten minutes a pair
+    python bench/update.py --shape 8b --device cuda --gradient-checkpointing     Qwen3-8B with random weights, bfloat16
 
 Both sides score the reference (LoRA off), score, back-propagate and step AdamW. Theirs is what a trainer built from parts
 does: transformers' model with PEFT's LoRA and gradient checkpointing, a trajectory at a time, the logits of all its tokens.
 (One at a time is its fastest here: padding costs more than calls.) First the gradients are compared, then pairs are run one
 after the other; the ratio is the median over pairs. Peak memory is that of a fresh process that runs one side once.
 
-Prints a row a side and the ratios; --json FILE writes them. `matmul bound` is the time that the matrix products of the
+Prints a row a side and the ratios. `matmul bound` is the time that the matrix products of the
 frozen weights alone would take (2 FLOPs a weight and token for each forward pass and for the gradient of the input), at the
 speed of a large matrix product measured here. Our side's bound counts what exactness needs; theirs what they compute.
 """
@@ -17,8 +18,7 @@ speed of a large matrix product measured here. Our side's bound counts what exac
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import importlib.metadata
 import random
 import resource
 import subprocess
@@ -26,16 +26,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import peft
+import side_by_side
 import torch
-import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from cwrpo import UpdateConfig, collate, cwrpo_loss, update
 from lora import add_lora, disable_lora, lora_parameters
@@ -87,8 +85,11 @@ def make_model(shape: str, device: str, dtype: torch.dtype) -> Qwen3:
     return model
 
 
-def make_theirs(ours: Qwen3, rank: int) -> peft.PeftModel:
+def make_theirs(ours: Qwen3, rank: int) -> nn.Module:
     """transformers' model and PEFT's adapters with our weights."""
+    import peft  # late: the process that measures our memory holds neither
+    import transformers
+
     config = transformers.Qwen3Config(**{**ours.config.to_dict(), "attn_implementation": "sdpa"})
     weight = ours.model.norm.weight
     with torch.device(weight.device):
@@ -106,7 +107,7 @@ def make_theirs(ours: Qwen3, rank: int) -> peft.PeftModel:
     return model
 
 
-def their_update(model: peft.PeftModel, optimizer: torch.optim.Optimizer, taus: Sequence[Trajectory], config: UpdateConfig,
+def their_update(model: nn.Module, optimizer: torch.optim.Optimizer, taus: Sequence[Trajectory], config: UpdateConfig,
                  step: bool) -> None:
     """One step of the same loss; the logits of every token exist, as transformers' forward makes them."""
     def logprobs(ids: Tensor) -> Tensor:
@@ -131,9 +132,9 @@ def make_sides(args: argparse.Namespace, which: Sequence[str]) -> dict[str, Call
     """A function a side that takes one update (True), or leaves its gradients where they are (False)."""
     dtype = torch.bfloat16 if args.shape == "8b" else torch.float32
     ours = make_model(args.shape, args.device, dtype)
-    _, (n, shortest, longest), rank = SHAPES[args.shape]
-    taus = make_trajectories(args.trajectories or n, shortest, longest, ours.config.vocab_size)
-    ours.gradient_checkpointing = args.shape == "8b"
+    _, (_, shortest, longest), rank = SHAPES[args.shape]
+    taus = make_trajectories(args.trajectories, shortest, longest, ours.config.vocab_size)
+    ours.gradient_checkpointing = args.gradient_checkpointing
     config = UpdateConfig(kl_coef=0.03, micro_batch_tokens=args.micro_batch_tokens, max_grad_norm=1e9)
     sides: dict[str, Any] = {}
     if "theirs" in which:
@@ -188,8 +189,7 @@ def matmul_bounds(args: argparse.Namespace, sides: dict[str, Any]) -> dict[str, 
     attention = hidden * head_dim * (2 * heads + 2 * key_heads)
     body, head = layers * (attention + 3 * hidden * intermediate), hidden * vocab
     tokens, policy = sides["tokens"], sides["policy_tokens"]
-    checkpointed = args.shape == "8b"
-    flops = {"ours": 2 * (3 + checkpointed) * body * tokens + 2 * 4 * head * policy,
+    flops = {"ours": 2 * (3 + args.gradient_checkpointing) * body * tokens + 2 * 4 * head * policy,
              "theirs": 2 * 4 * body * tokens + 2 * 3 * head * tokens}
     speed = matmul_speed(args.device, torch.bfloat16 if args.shape == "8b" else torch.float32)
     return {side: count / speed for side, count in flops.items()}
@@ -198,8 +198,8 @@ def matmul_bounds(args: argparse.Namespace, sides: dict[str, Any]) -> dict[str, 
 def peak_gib(args: argparse.Namespace, side: str) -> float:
     """Peak memory of a process of its own that takes one update."""
     words = [sys.executable, __file__, "--shape", args.shape, "--device", args.device, "--only", side,
-             "--micro-batch-tokens", str(args.micro_batch_tokens)]
-    words += ["--trajectories", str(args.trajectories)] if args.trajectories else []
+             "--micro-batch-tokens", str(args.micro_batch_tokens), "--trajectories", str(args.trajectories)]
+    words += ["--gradient-checkpointing"] * args.gradient_checkpointing
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -213,35 +213,34 @@ def run_one_side(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = side_by_side.make_parser(__doc__, "update")
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--trajectories", type=int, help="fewer than the shape's number, for a look")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
+    parser.add_argument("--trajectories", type=int, help="evenly spread between the same lengths (default: the shape's number)")
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="of our side (default %(default)s)")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="on our side: less memory, a third more compute")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the two processes that measure peak memory")
     parser.add_argument("--only", choices=("ours", "theirs"), help="run one side once and print its peak memory in GiB")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    args.trajectories = args.trajectories or SHAPES[args.shape][1][0]
     if args.only:
         return run_one_side(args)
-    memory = {side: peak_gib(args, side) for side in ("ours", "theirs")}
+    memory = {} if args.no_memory else {side: peak_gib(args, side) for side in ("ours", "theirs")}
     sides = make_sides(args, ["ours", "theirs"])
-    result = {"shape": args.shape, "torch": torch.__version__, "transformers": transformers.__version__,
-              "peft": peft.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(),
-              "tokens": sides["tokens"], "policy_tokens": sides["policy_tokens"], "gradient_error": gradient_error(sides),
-              "peak_gib": memory, "matmul_bound": matmul_bounds(args, sides)}
-    pairs = [{side: seconds(sides[side].run, args.device) for side in ("ours", "theirs")} for _ in range(args.pairs + 1)][1:]
-    ratios = sorted(pair["theirs"] / pair["ours"] for pair in pairs)
-    result |= {"pairs": pairs, "ratio": median(ratios), "ratio_range": [ratios[0], ratios[-1]],
-               "memory_ratio": memory["ours"] / memory["theirs"]}
-    for side in ("ours", "theirs"):
-        took = median(pair[side] for pair in pairs)
-        print(f"{side:>7}: {took:8.2f} s, {sides['tokens'] / took:8.0f} tokens/s, peak {memory[side]:.2f} GiB, "
-              f"matmul bound {result['matmul_bound'][side]:.2f} s")
-    print(f"gradients differ by {result['gradient_error']:.1e} of their largest entry; faster by {result['ratio']:.2f} "
-          f"({ratios[0]:.2f}-{ratios[-1]:.2f}), memory {result['memory_ratio']:.2f}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    error, bounds = gradient_error(sides), matmul_bounds(args, sides)
+    runs = {side: lambda side=side: seconds(sides[side].run, args.device) for side in ("ours", "theirs")}
+    pairs = side_by_side.run_pairs(runs, args.pairs)
+    result = {"shape": args.shape, "trajectories": args.trajectories, "tokens": sides["tokens"],
+              "policy_tokens": sides["policy_tokens"], "gradient_error": error, "peak_gib": memory, "bound": bounds,
+              "memory_ratio": memory["ours"] / memory["theirs"] if memory else None, "pairs": pairs,
+              **side_by_side.compare(pairs, "theirs")}
+    for side, took in result["seconds"].items():
+        print(f"{side:>7}: {took:8.2f} s, {sides['tokens'] / took:8.0f} tokens/s, matmul bound {bounds[side]:.2f} s")
+    print(f"gradients differ by {error:.1e} of their largest entry; faster by {side_by_side.told(result)}")
+    if memory:
+        print(f"peak memory: ours {memory['ours']:.2f} GiB, theirs {memory['theirs']:.2f} GiB: {result['memory_ratio']:.2f}")
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
+    side_by_side.write(args.json, result, **versions)
 
 
 if __name__ == "__main__":

@@ -46,3 +46,17 @@ def test_both_schedules_make_the_same_calls_over_pooled_connections(tmp_path: Pa
     assert result["calls"] == 3 + 3 + 2 + 1  # every turn but finish makes one
     assert result["connections"] <= 4 * 4  # rollouts, trajectories
     assert result["over_critical_path"] >= 1
+
+
+def test_both_sides_of_the_update_have_the_same_gradients(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    result = run(tmp_path, "update", "--trajectories", 1, "--no-memory")
+    assert result["gradient_error"] < 1e-5
+    assert set(result["bound"]) == set(result["seconds"]) == {"ours", "theirs"}
+
+
+def test_both_sides_of_sampling_write_the_same_greedy_text(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    result = run(tmp_path, "sampling", "--conversations", 2, "--turns", 2, "--new-tokens", 3)
+    assert result["sampled"] == 2 * 2 * 3
+    assert result["greedy_agreement"] == 1

@@ -37,7 +37,9 @@ def test_every_trajectory_is_in_exactly_one_micro_batch_within_the_budget() -> N
         batches = micro_batches(taus, max_tokens=40)
         assert sorted(tau.task for batch in batches for tau in batch) == list(range(seed))
         for batch in batches:
-            assert len(batch) == 1 or len(batch) * max(len(tau.tokens) for tau in batch) <= 40
+            longest = max(len(tau.tokens) for tau in batch)
+            assert len(batch) == 1 or len(batch) * longest <= 40
+            assert all(len(tau.tokens) >= 0.75 * longest for tau in batch), "padding costs as much as tokens do"
 
 
 def test_a_trajectory_longer_than_the_budget_is_alone_and_not_dropped() -> None:
