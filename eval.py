@@ -40,6 +40,7 @@ from flags import (
     load_policy,
     load_tasks,
     make_sampler,
+    ood_toys,
     preset_defaults,
 )
 from graph import GraphError
@@ -240,8 +241,8 @@ def contamination(train: Sequence[Task] | None, tasks: Sequence[Task]) -> str:
 
 
 def choose_tasks(args: argparse.Namespace) -> list[Task]:
-    """Named files are evaluated whole; a run's own tasks are its held-out ones."""
-    tasks = read_tasks(args.data) if args.data_given else load_tasks(args)[1]
+    """Named files are evaluated whole; a run's own tasks are its held-out ones, and on toy tasks the OOD sources too."""
+    tasks = read_tasks(args.data) if args.data_given else load_tasks(args)[1] + ([] if args.data else ood_toys(args))
     taken: dict[str, int] = {}
     for task in tasks:
         taken[task.id] = sum(other.source == task.source for other in tasks[:len(taken)])

@@ -20,6 +20,7 @@ import torch
 import operators
 import ranks
 import sandbox
+import toys
 from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend, request_parameters
 from canvas import FINISH_RULES, Canvas, CanvasConfig
 from memory import wake
@@ -221,6 +222,11 @@ def load_tasks(args: argparse.Namespace, n_toy: int = 128) -> tuple[list[Task], 
     if not train:
         raise UsageError("no training tasks are left beside the held-out ones; give more --data or fewer --eval-tasks")
     return train, held_out
+
+
+def ood_toys(args: argparse.Namespace) -> list[Task]:
+    """Toy tasks of sources that are never trained on: the test of what carries over."""
+    return [task for source in toys.OOD for task in toy_tasks(source, args.eval_tasks, args.seed + 500_000)]
 
 
 def _first_of_each_source(tasks: Sequence[Task], n: int) -> list[Task]:

@@ -224,9 +224,22 @@ def {name}(*args, **kwargs):
 """
 
 
+STDIN_SPOIL = """import io as _io, sys as _sys
+_given = _sys.stdin.read()
+_sys.stdin = _io.StringIO(_given)
+{program}
+{special}
+print("?")
+"""
+
+
 def _wrong_program(task: Task, k: int) -> str:
     """A program that fails hidden tests: wrong everywhere (k=0), failing with an exception (1), right on the public tests
     alone (2), which Test cannot see and a critique can."""
+    if isinstance(task.hidden_tests, list) and not task.entry_point:  # a program that reads stdin
+        shown = [case["input"] for case in task.public_tests or ()]
+        special = ("", 'raise IndexError("list index out of range")', f"if _given in {shown!r}: raise SystemExit")[k % 3]
+        return STDIN_SPOIL.format(program=task.answers[0].rstrip(), special=special)
     special = ("pass", 'raise IndexError("list index out of range")',
                f'if ", ".join(map(repr, args)) in {task.public_tests!r}: return value')[k % 3]
     return task.answers[0].rstrip() + "\n" + SPOIL.format(name=task.entry_point or "solve", special=special)

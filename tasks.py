@@ -23,10 +23,10 @@ import toys
 
 MAX_LINE = 16 * 2**20  # bytes; the largest APPS items are a few MB, anything above is not a line of tasks
 SOURCES = {
-    "math": ("gsm8k", "math", "aime2025", "toy_math"),
-    "choice": ("mathqa",),
-    "qa": ("hotpotqa", "squad_v2", "triviaqa", "nq", "toy_qa"),
-    "code": ("humaneval", "mbpp", "apps", "ds1000", "toy_code"),
+    "math": ("gsm8k", "math", "aime2025", "toy_math", "toy_aime"),
+    "choice": ("mathqa", "toy_mathqa"),
+    "qa": ("hotpotqa", "squad_v2", "triviaqa", "nq", "toy_qa", "toy_open_qa"),
+    "code": ("humaneval", "mbpp", "apps", "ds1000", "toy_code", "toy_stdin_code"),
 }  # kind -> the sources that we know
 KIND_OF = {source: kind for kind, sources in SOURCES.items() for source in sources}
 ALIASES = {"squad": "squad_v2", "squadv2": "squad_v2", "nq_open": "nq", "aime": "aime2025", "aime25": "aime2025",
@@ -331,7 +331,7 @@ def _is_literal(node: ast.expr) -> bool:
 
 # ------------------------------------------------------------------------------------------------------ toy tasks, CLI
 def toy_tasks(source: str, n: int, seed: int) -> list[Task]:
-    """Return items 0..n-1 of toy_math, toy_qa or toy_code, a pure function of its arguments (see toys.py)."""
+    """Return items 0..n-1 of a toy source, a pure function of its arguments (see toys.py)."""
     if source not in toys.MAKERS or n < 0:
         raise TaskError(f"toy tasks are {', '.join(toys.MAKERS)}, 0 or more of them; got {n} of {source!r}")
     return [from_record(record) for record in toys.toy_records(source, n, seed)]

@@ -1,5 +1,7 @@
 """The built-in toy tasks: arithmetic, invented facts and list programs, made from a seed as FlowSteer-Dataset records.
 
+Three sources are for training, four (OOD) for asking whether what was learned on them carries over: other texts, other
+forms of answer (a letter, a program that reads stdin), harder levels, a kind of task that was never seen (choice).
 Item i of a source depends on (source, i, seed) alone, so that the first k of n are the same for any n. Every text opens
 with its kind and level ("[math, level 2] "): a workflow can be fitted to the difficulty by reading the question.
 meta["distractors"] holds wrong answers of the right form for the simulated executor: integers, other names of the text,
@@ -9,6 +11,8 @@ programs that lack one stage. Use them through tasks.toy_tasks(source, n, seed) 
 import random
 
 LEVELS = 4
+OOD = {"toy_aime": "math", "toy_mathqa": "choice", "toy_open_qa": "qa", "toy_stdin_code": "code"}  # source -> kind
+LOWEST = {"toy_aime": 3}  # level; elsewhere 1
 
 # A step of a story: operation, number, words. {n} is the number.
 STORY = {
@@ -69,13 +73,54 @@ RESULTS = (
 VERBS = ("blend", "carve", "distil", "fold", "gather", "hone", "knead", "mend", "mould", "polish", "refine", "weave")
 EDGES = ([], [0], [-3, -1, -2], [5, 5, 5])
 
+# ---- out of distribution: nothing below is in a task of the three sources above
+TANK = {
+    "+": ("{n} litres are poured in", "rain adds {n} litres"),
+    "-": ("{n} litres leak out", "{n} litres evaporate"),
+    "*": ("it is filled up to {n} times as much",),
+    "/": ("all but one part in {n} is drained",),
+}
+# A world of open questions: what it says stands in no text. Names are a stem and the ending of their kind, one word each.
+STEMS = ("Bal", "Cor", "Dun", "Fal", "Gar", "Hol", "Jor", "Kel", "Lam", "Mor", "Nor", "Pel", "Quen", "Ros", "Sal", "Tor")
+ENDINGS = {"country": ("avia", "onia"), "capital": ("burg", "ford"), "lake": ("mere", "water"), "writer": ("wick", "son"),
+           "novel": ("ling", "more")}
+OPEN_RELATIONS = (  # from, to, phrase
+    ("country", "capital", "the capital of {a}"),
+    ("country", "writer", "the national poet of {a}"),
+    ("capital", "lake", "the lake beside {a}"),
+    ("capital", "writer", "the writer born in {a}"),
+    ("writer", "novel", "the first novel by {a}"),
+    ("lake", "country", "the country around {a}"),
+)
+# Stages of a program that reads words.
+WORD_STAGES = (
+    ("reverses every word", "[w[::-1] for w in words]"),
+    ("keeps words of more than {k} letters", "[w for w in words if len(w) > {k}]"),
+    ("drops later repeats", "list(dict.fromkeys(words))"),
+    ("sorts them alphabetically", "sorted(words)"),
+    ("sorts them by length", "sorted(words, key=len)"),
+    ("cuts every word to {k} letters", "[w[:{k}] for w in words]"),
+    ("writes them in capitals", "[w.upper() for w in words]"),
+    ("drops the first {k}", "words[{k}:]"),
+    ("reverses their order", "words[::-1]"),
+    ("doubles the last letter of each", "[w + w[-1] for w in words]"),
+    ("drops words with an a", "[w for w in words if 'a' not in w.lower()]"),
+)
+WORD_RESULTS = (
+    ("how many are left", "len(words)"),
+    ("how many letters they have", "sum(map(len, words))"),
+    ("the first letters as one word", "''.join(w[0] for w in words)"),
+)
+WORD_LINE = (("the words, joined by blanks", "' '.join(words)"),)
+LINES = ("", "Zebra bb a bb apple")  # few: each case is a process
+
 
 def toy_records(source: str, n: int, seed: int) -> list[dict]:
     """Return items 0..n-1 of a toy source in FlowSteer-Dataset's schema."""
-    kind, records = source.removeprefix("toy_"), []
+    kind, records = OOD.get(source, source.removeprefix("toy_")), []
     for i in range(n):
         rng = random.Random(f"{seed}/{source}/{i}")  # a string seeds by its SHA-512, the same in every process
-        level = rng.randint(1, LEVELS)
+        level = rng.randint(LOWEST.get(source, 1), LEVELS)
         text, truth, meta = MAKERS[source](rng, level)
         record = {"problem": f"[{kind}, level {level}] {text}", "ground_truth": truth, "source": source}
         meta = {"task_id": f"{source}-{seed}-{i}", "level": level, **meta}
@@ -85,6 +130,13 @@ def toy_records(source: str, n: int, seed: int) -> list[dict]:
 
 def _math(rng: random.Random, level: int) -> tuple[str, str, dict]:
     """Return level + 1 steps of integer arithmetic as a story, a recipe, a chain of names or an expression."""
+    start, steps, answer, wrong = _chain(rng, level)
+    text = rng.choice((_story, _recipe, _names, _expression))(rng, start, steps)
+    return text, str(answer), {"distractors": [str(value) for value in wrong[:4]]}
+
+
+def _chain(rng: random.Random, level: int) -> tuple[int, list[tuple[str, int]], int, list[int]]:
+    """Return start, steps, result and at least four wrong results of level + 1 steps of integer arithmetic."""
     values, steps = [rng.randint(4, 20 + 10 * level)], []
     for _ in range(level + 1):
         value = values[-1]
@@ -96,9 +148,7 @@ def _math(rng: random.Random, level: int) -> tuple[str, str, dict]:
         values.append(APPLY[symbol](value, number))
     before, answer = values[-2:]
     wrong = (before, answer + 1, answer - number, answer - 1, answer + 10, 2 * answer)
-    wrong = [str(value) for value in dict.fromkeys(wrong) if value != answer]
-    text = rng.choice((_story, _recipe, _names, _expression))(rng, values[0], steps)
-    return text, str(answer), {"distractors": wrong[:4]}
+    return values[0], steps, answer, [value for value in dict.fromkeys(wrong) if value != answer]
 
 
 def _story(rng: random.Random, start: int, steps: list[tuple[str, int]]) -> str:
@@ -183,15 +233,93 @@ def _asserts(name: str, inputs: list[list[int]], outputs: list[object]) -> str:
     return "\n".join(f"assert {name}({given}) == {wanted}" for given, wanted in zip(inputs, outputs, strict=True))
 
 
-def _program(name: str, lines: list[str]) -> str:
-    return "\n    ".join([f"def {name}(nums):", *lines]) + "\n"
+def _program(name: str, lines: list[str], given: str = "nums") -> str:
+    return "\n    ".join([f"def {name}({given}):", *lines]) + "\n"
 
 
-def _outputs(name: str, program: str, inputs: list[list[int]]) -> list[object]:
+def _outputs(name: str, program: str, inputs: list[list]) -> list[object]:
     """Run a program made of the constants above (nothing from outside) on copies of the inputs."""
     namespace: dict = {}
     exec(program, namespace)
     return [namespace[name](list(given)) for given in inputs]
 
 
-MAKERS = {"toy_math": _math, "toy_qa": _qa, "toy_code": _code}  # source -> (text, ground truth, meta) of a level
+# ---- out of distribution
+
+
+def _aime(rng: random.Random, level: int) -> tuple[str, str, dict]:
+    """Return a question of number theory whose numbers grow with the level; the answer is an integer from 0 to 999."""
+    a, b, m = rng.randint(3, 9), rng.randint(2 + level, 8 + 2 * level), rng.randint(7, 20 * level)
+    n, k = rng.randint(100, 200 * level), rng.randint(3, 9)
+    text, answer = rng.choice((
+        (f"Find the remainder when {a}^{b} + {n} is divided by {m}.", (a**b + n) % m),
+        (f"Find the number of positive divisors of {n}.", sum(n % d == 0 for d in range(1, n + 1))),
+        (f"How many positive integers up to {n} are multiples of {a} or of {a + k}?",
+         sum(i % a == 0 or i % (a + k) == 0 for i in range(1, n + 1))),
+        (f"Find the sum of the digits of {a}^{b}.", sum(map(int, str(a**b)))),
+        (f"How many positive integers up to {n} have digits whose sum is {k}?",
+         sum(sum(map(int, str(i))) == k for i in range(1, n + 1))),
+        (f"Find the number of pairs of positive integers x < y with x * y = {n * k}.",
+         sum(n * k % d == 0 and d * d < n * k for d in range(1, n * k))),
+    ))
+    wrong = [value for value in (answer + 1, answer - 1, answer + 2, 2 * answer + 3, answer + 10) if value >= 0]
+    return text, str(answer), {"distractors": [str(value) for value in wrong[:4]]}
+
+
+def _mathqa(rng: random.Random, level: int) -> tuple[str, str, dict]:
+    """Return level + 1 steps of arithmetic about a tank with five options; the answer is a letter."""
+    start, steps, answer, wrong = _chain(rng, level)
+    told = ", then ".join(rng.choice(TANK[symbol]).format(n=number) for symbol, number in steps)
+    values = rng.sample(options := [answer, *wrong[:4]], len(options))
+    shown = ", ".join(f"{letter}) {value}" for letter, value in zip("abcde", values, strict=False))
+    gold = "abcde"[values.index(answer)]
+    text = f"A tank holds {start} litres; {told}. How many litres does it hold then? Options: {shown}"
+    return text, gold, {"distractors": rng.sample(others := [c for c in "abcde"[:len(values)] if c != gold], len(others))}
+
+
+def _open_qa(rng: random.Random, level: int) -> tuple[str, list[str], dict]:
+    """Return a question of min(level, 3) hops whose facts stand nowhere: one fixed world, the same for every seed."""
+    world, names = random.Random("open world"), {kind: [s + e for s in STEMS for e in ENDINGS[kind]] for kind in ENDINGS}
+    facts = [dict(zip(names[a], world.sample(names[b], len(names[b])), strict=True)) for a, b, _ in OPEN_RELATIONS]
+    kind = rng.choice(("country", "capital", "writer", "lake") if level == 1 else ("country", "lake"))
+    here = rng.choice(names[kind])
+    phrase = here
+    for hop in range(hops := min(level, 3)):  # only the last hop may end in a novel: nothing leads on from there
+        ways = [i for i, each in enumerate(OPEN_RELATIONS) if each[0] == kind and (hop == hops - 1 or
+                any(each[1] == later[0] and (hop == hops - 2 or later[1] != "novel") for later in OPEN_RELATIONS))]
+        way = rng.choice(ways)
+        kind, here, phrase = OPEN_RELATIONS[way][1], facts[way][here], OPEN_RELATIONS[way][2].format(a=phrase)
+    asked = rng.choice(("{who} is {phrase}?", "Name {phrase}.", "Do you know {phrase}?"))
+    answers = [f"Lake {here}", here] if kind == "lake" else [here]
+    wrong = rng.sample([name for name in names[kind] if name != here], 4)
+    return asked.format(who="Who" if kind == "writer" else "What", phrase=phrase), answers, {"distractors": wrong}
+
+
+def _stdin_code(rng: random.Random, level: int) -> tuple[str, str, dict]:
+    """Return a program of `level` stages that reads a line of words and prints; leaving out any stage fails a test."""
+    letters = "aabcdeeilmnorst"
+    drawn = [" ".join("".join(rng.choices(letters, k=rng.randint(1, 6))) for _ in range(rng.randint(3, 7))) for _ in range(3)]
+    public, hidden = drawn[:1], [*LINES, *drawn[1:]]
+    while True:  # most draws pass
+        result = rng.choice(WORD_RESULTS if level > 1 and rng.random() < 0.6 else WORD_LINE)
+        told = [(words.format(k=k), code.format(k=k)) for words, code in rng.sample(WORD_STAGES, level)
+                for k in [rng.randint(1, 3)]]
+        body = [f"words = {code}" for _, code in told]
+
+        def outputs(lines: list[str], inputs: list[str], end: str = f"return {result[1]}") -> list[str]:
+            program = _program("solve", [*lines, end], "words")
+            return [str(value) for value in _outputs("solve", program, [line.split() for line in inputs])]
+
+        wanted = outputs(body, hidden)
+        if len(set(wanted)) > 2 and all(outputs(body[:i] + body[i + 1:], hidden) != wanted for i in range(level)):
+            break
+    program = "\n".join(["words = input().split()", *body, f"print({result[1]})\n"])
+    text = f"Write a program that reads words from one line of standard input, {', then '.join(words for words, _ in told)} " \
+           f"and prints {result[0]}."
+    cases = [[{"input": line + "\n", "output": value + "\n"} for line, value in zip(lines, outputs(body, lines), strict=True)]
+             for lines in (hidden, public)]
+    return text, program, {"test": cases[0], "public_tests": cases[1]}
+
+
+MAKERS = {"toy_math": _math, "toy_qa": _qa, "toy_code": _code,  # source -> (text, ground truth, meta) of a level
+          "toy_aime": _aime, "toy_mathqa": _mathqa, "toy_open_qa": _open_qa, "toy_stdin_code": _stdin_code}
