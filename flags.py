@@ -23,6 +23,7 @@ import sandbox
 import toys
 from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend, request_parameters
 from canvas import FINISH_RULES, Canvas, CanvasConfig
+from hacks import credit
 from memory import wake
 from policy import ChatTokenizer, InProcessSampler
 from qwen3 import Qwen3
@@ -121,6 +122,8 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     rewards.add_argument("--reward-weights", default="0.2,0.2,0.2,0.4", help="checker,format,operators,structure")
     rewards.add_argument("--no-release", action="store_true", help="ablation: R_ans is always added")
     rewards.add_argument("--no-diversity", action="store_true", help="ablation: R = R_ans")
+    rewards.add_argument("--strict-structure", action="store_true",
+                         help="operators and structures that do nothing earn nothing (hacks.py)")
 
 
 def _add_executor_flags(executor: argparse._ArgumentGroup) -> None:
@@ -288,6 +291,7 @@ class World:
         tau.grade = grade(tau.task, tau.answer)
         tau.parts = reward(tau.canvas, tau.grade, self.reward_config)
         tau.reward = tau.parts.total
+        tau.hacks = credit(tau.canvas).hacks
 
 
 def reward_config(args: argparse.Namespace) -> RewardConfig:
@@ -296,7 +300,7 @@ def reward_config(args: argparse.Namespace) -> RewardConfig:
     except ValueError:
         raise UsageError(f"--reward-weights is {args.reward_weights!r}; expected four numbers with commas") from None
     return RewardConfig(checker=checker, format=form, operators=many, structure=structure, min_operators=args.min_operators,
-                        release=not args.no_release, diversity=not args.no_diversity)
+                        release=not args.no_release, diversity=not args.no_diversity, strict=args.strict_structure)
 
 
 def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:

@@ -16,6 +16,8 @@ from itertools import groupby, pairwise
 from statistics import fmean
 from typing import Any
 
+from hacks import HACKS
+
 STOP_REASONS = ("finished", "max_turns", "max_tokens")
 
 DEFINITIONS = {
@@ -29,7 +31,11 @@ DEFINITIONS = {
     "uniform_groups": "share of groups in which all rewards are equal: they teach nothing",
     "distinct_workflows": "number of different final workflows", "commonest_share": "share of the commonest one",
     "parallel_rate": "share of graphs with a parallel", "conditional_rate": "share with a conditional",
-    "loop_rate": "share with a loop", "mutual_information": "of source and workflow, in bits",
+    "loop_rate": "share with a loop",
+    "hack_no_op": "share of graphs with an operator whose output nothing uses (hacks.py)",
+    "hack_idle_parallel": "share with a parallel of which fewer than two branches are used",
+    "hack_idle_control": "share with a conditional that cannot fire or a loop that cannot repeat",
+    "hack_after_format": "share with an operator behind the last Format", "mutual_information": "of source and workflow, in bits",
     "executor_calls": "live executor calls a trajectory", "executor_cached": "calls answered from a cache, a trajectory",
     "executor_tokens": "prompt and completion tokens of the executor, cached replies included, a trajectory",
     "dollars": "paid for the executor in this step, dropped trajectories too, cached replies not; null where a price is unknown",
@@ -55,6 +61,7 @@ def workflow_metrics(taus: Sequence[Any]) -> dict[str, Any]:
     return {"operators": fmean(len(tau.canvas.graph.operators()) for tau in taus),
             "distinct_workflows": len(set(texts)), "commonest_share": commonest / len(texts),
             **{f"{kind}_rate": fmean(kind in found for found in kinds) for kind in ("parallel", "conditional", "loop")},
+            **{f"hack_{name}": fmean(bool(tau.hacks.get(name)) for tau in taus) for name in HACKS},
             "mutual_information": mutual_information([(t.task.source, text) for t, text in zip(taus, texts, strict=True)])}
 
 
@@ -106,7 +113,7 @@ def trajectory_record(tau: Any, step: int) -> dict[str, Any]:
     return {
         "step": step, "task_id": tau.task.id, "source": tau.task.source, "kind": tau.task.kind, "problem": tau.task.problem,
         "answers": list(tau.task.answers), "reward": tau.reward, "parts": vars(tau.parts) if tau.parts else None,
-        "advantage": tau.advantage, "score": tau.grade.score if tau.grade else None, "answer": tau.answer,
+        "hacks": tau.hacks, "advantage": tau.advantage, "score": tau.grade.score if tau.grade else None, "answer": tau.answer,
         "stop_reason": tau.stop_reason, "dropped": tau.dropped, "error": tau.error, "version": tau.version,
         "workflow": tau.canvas.graph.to_text(), "n_tokens": len(tau.tokens),
         "n_policy_tokens": sum(tau.mask), "usage": tau.canvas.usage.to_dict(),

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import codegrade
 import mathgrade
 import sandbox
+from hacks import credit
 from operators import extract_code
 from tasks import KIND_OF, Task
 
@@ -272,6 +273,7 @@ class RewardConfig:
     min_operators: int = 5
     release: bool = True  # False: the answer counts in every workflow
     diversity: bool = True  # False: every workflow counts as a feasible one
+    strict: bool = False  # True: operators and structures that do nothing (hacks.py) earn nothing
 
     def __post_init__(self) -> None:
         weights = (self.checker, self.format, self.operators, self.structure)
@@ -299,14 +301,20 @@ def _total(values: tuple[float, ...]) -> float:
 
 
 def reward(canvas: "Canvas", grade: Grade, config: RewardConfig) -> RewardParts:
-    """Return R = base + R_div + 1[R_div = 1] * R_ans of a finished canvas, from its graph (Eq. 11-14)."""
-    names = canvas.graph.operators()
+    """Return R = base + R_div + 1[R_div = 1] * R_ans of a finished canvas, from its graph (Eq. 11-14).
+
+    With config.strict the operators and structures are those that are used, as hacks.py tells from graph and execution.
+    """
+    names, structures = canvas.graph.operators(), canvas.graph.structures()
     roles = {canvas.library[name].role for name in names}
+    if config.strict:
+        used = credit(canvas)
+        names, structures = used.operators, used.structures
     earned = (
         config.checker * ("check" in roles),
         config.format * ("format" in roles),
         config.operators * (len(names) >= config.min_operators),
-        config.structure * bool(canvas.graph.structures()),
+        config.structure * bool(structures),
     )
     diversity = min(_total(earned), 1.0) if config.diversity else 1.0
     answer = grade.score if diversity == 1.0 or not config.release else 0.0

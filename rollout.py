@@ -55,6 +55,7 @@ class Trajectory:
     grade: Any = None
     parts: Any = None
     reward: float | None = None
+    hacks: dict = field(default_factory=dict)        # how often each way to earn R_div for nothing (hacks.py) occurs
     judge: str = ""                                  # an LLM judge's verdict, if one was asked (llm_judge.py)
     advantage: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"policy": 0.0, "executor": 0.0, "grading": 0.0})

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from hacks import HACKS
+
 Record = dict[str, Any]
 RESAMPLES = 10_000
 METRIC = {"math": "accuracy", "choice": "accuracy", "qa": "F1", "code": "pass@1"}  # what `score` is, by kind
@@ -119,6 +121,7 @@ def row(name: str, records: Sequence[Record]) -> dict[str, Any]:
         "policy_tokens": fmean(r["n_policy_tokens"] for r in records),
         "executor_tokens": fmean(u["prompt_tokens"] + u["completion_tokens"] for u in usages),
         "executor_calls": fmean(u["calls"] + u["cached"] for u in usages), "seconds": fmean(r["seconds"] for r in records),
+        "hacks": {name: fmean(bool(r.get("hacks", {}).get(name)) for r in records) for name in HACKS},
         "dollars": _mean(records, lambda r: r["dollars"]),
         "unfinished": fmean(r["stop_reason"] in ("max_turns", "max_tokens") for r in records),
         "failed": fmean(bool(r["dropped"]) for r in records),
@@ -153,6 +156,11 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         f"{r['policy_tokens']:.0f}", f"{r['executor_tokens']:.0f}", f"{r['executor_calls']:.1f}", f"{r['seconds']:.2f}",
         "unknown" if r["dollars"] is None else f"{r['dollars']:.5f}") for r in found))
     return f"{markdown(good)}\n\n{markdown(took)}"
+
+
+def hack_table(found: Sequence[dict[str, Any]]) -> str:
+    """Share of the episodes whose workflow collects R_div for nothing, by each way that hacks.py knows."""
+    return markdown([("", *HACKS), *((r["source"], *(f"{r['hacks'][name]:.2f}" for name in HACKS)) for r in found)])
 
 
 def comparison(left: Sequence[Record], right: Sequence[Record], iid: Sequence[str]) -> list[dict[str, Any]]:
@@ -206,7 +214,8 @@ def results(records: list[dict[str, Any]], methods: Sequence[str], iid: Sequence
 
 
 def as_markdown(found: dict[str, Any], notes: Sequence[str]) -> str:
-    blocks = [*notes, f"policy\n\n{table(found['rows'])}"]
+    blocks = [*notes, f"policy\n\n{table(found['rows'])}",
+              f"policy: share of workflows with parts that do nothing (hacks.py)\n\n{hack_table(found['rows'])}"]
     blocks += [f"{name}\n\n{table(rows)}" for name, rows in found["baselines"].items()]
     blocks += [f"policy against {name}, paired over tasks\n\n{comparison_table(rows, 'policy', name[:24])}"
                for name, rows in found["comparisons"].items()]

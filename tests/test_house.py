@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FILES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("*.py"))}
 ENVIRONMENT = {"sandbox", "contain", "judge", "wire", "codec", "memo", "tasks", "toys", "convert", "backends", "endpoint",
                "simulated", "operators", "graph", "edits", "canvas", "rewards", "mathgrade", "codegrade", "report", "baselines",
-               "metrics", "stats", "play", "llm_judge", "curves", "terminal", "trackers"}
+               "metrics", "stats", "play", "llm_judge", "curves", "terminal", "trackers", "hacks"}
 MODEL = {"lora", "qwen3", "shards", "policy", "vllm_server", "vllm_sampler", "vllm_fleet", "vllm_check", "memory"}
 
 
