@@ -130,7 +130,8 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> None:
         "warm_start_score": summary["accuracy_warmstart"],  # on the held-out tasks
         "curves": {name: [row[name] for row in metrics] for name in CURVES},
         "records": [{**{name: r[name] for name in kept}, "feasible": bool(r["parts"]) and r["parts"]["diversity"] == 1,
-                     "turns": len(r["turns"])} for r in records]}
+                     "turns": len(r["turns"]), "executor_tokens": r["usage"]["prompt_tokens"] + r["usage"]["completion_tokens"]}
+                    for r in records]}
     write(args.results / f"{variant}-{seed}.json", result)
 
 
