@@ -16,7 +16,9 @@ Revise that returns the solution unchanged is used. Standard library only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from graph import Node, Stage
@@ -112,6 +114,13 @@ class _Liveness:
         else:
             for node in reversed(stage.nodes):
                 self.step(node)
+
+
+def rates(found: Sequence[tuple[dict[str, int], int]]) -> dict[str, float]:
+    """Means over graphs, given (hacks, number of operators) of each: for no_op the share of its operators that are, for the
+    others whether there is any."""
+    return {name: fmean(hacks.get(name, 0) / max(n, 1) if name == "no_op" else bool(hacks.get(name)) for hacks, n in found)
+            for name in HACKS}
 
 
 def credit(canvas: Canvas) -> Credit:

@@ -16,7 +16,7 @@ from itertools import groupby, pairwise
 from statistics import fmean
 from typing import Any
 
-from hacks import HACKS
+import hacks
 
 STOP_REASONS = ("finished", "max_turns", "max_tokens")
 
@@ -32,7 +32,7 @@ DEFINITIONS = {
     "distinct_workflows": "number of different final workflows", "commonest_share": "share of the commonest one",
     "parallel_rate": "share of graphs with a parallel", "conditional_rate": "share with a conditional",
     "loop_rate": "share with a loop",
-    "hack_no_op": "share of graphs with an operator whose output nothing uses (hacks.py)",
+    "hack_no_op": "share of a graph's operators whose output nothing uses (hacks.py)",
     "hack_idle_parallel": "share with a parallel of which fewer than two branches are used",
     "hack_idle_control": "share with a conditional that cannot fire or a loop that cannot repeat",
     "hack_after_format": "share with an operator behind the last Format", "mutual_information": "of source and workflow, in bits",
@@ -61,7 +61,8 @@ def workflow_metrics(taus: Sequence[Any]) -> dict[str, Any]:
     return {"operators": fmean(len(tau.canvas.graph.operators()) for tau in taus),
             "distinct_workflows": len(set(texts)), "commonest_share": commonest / len(texts),
             **{f"{kind}_rate": fmean(kind in found for found in kinds) for kind in ("parallel", "conditional", "loop")},
-            **{f"hack_{name}": fmean(bool(tau.hacks.get(name)) for tau in taus) for name in HACKS},
+            **{f"hack_{name}": rate for name, rate in
+               hacks.rates([(tau.hacks, len(tau.canvas.graph.operators())) for tau in taus]).items()},
             "mutual_information": mutual_information([(t.task.source, text) for t, text in zip(taus, texts, strict=True)])}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hacks import HACKS
+import hacks
 
 Record = dict[str, Any]
 RESAMPLES = 10_000
@@ -121,7 +121,7 @@ def row(name: str, records: Sequence[Record]) -> dict[str, Any]:
         "policy_tokens": fmean(r["n_policy_tokens"] for r in records),
         "executor_tokens": fmean(u["prompt_tokens"] + u["completion_tokens"] for u in usages),
         "executor_calls": fmean(u["calls"] + u["cached"] for u in usages), "seconds": fmean(r["seconds"] for r in records),
-        "hacks": {name: fmean(bool(r.get("hacks", {}).get(name)) for r in records) for name in HACKS},
+        "hacks": hacks.rates([(r.get("hacks", {}), r["operators"]) for r in records]),
         "dollars": _mean(records, lambda r: r["dollars"]),
         "unfinished": fmean(r["stop_reason"] in ("max_turns", "max_tokens") for r in records),
         "failed": fmean(bool(r["dropped"]) for r in records),
@@ -159,8 +159,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def hack_table(found: Sequence[dict[str, Any]]) -> str:
-    """Share of the episodes whose workflow collects R_div for nothing, by each way that hacks.py knows."""
-    return markdown([("", *HACKS), *((r["source"], *(f"{r['hacks'][name]:.2f}" for name in HACKS)) for r in found)])
+    """How much of R_div is collected for nothing: the share of operators that are no_op, and of workflows with the others."""
+    return markdown([("", *hacks.HACKS), *((r["source"], *(f"{r['hacks'][name]:.2f}" for name in hacks.HACKS)) for r in found)])
 
 
 def comparison(left: Sequence[Record], right: Sequence[Record], iid: Sequence[str]) -> list[dict[str, Any]]:
@@ -215,7 +215,8 @@ def results(records: list[dict[str, Any]], methods: Sequence[str], iid: Sequence
 
 def as_markdown(found: dict[str, Any], notes: Sequence[str]) -> str:
     blocks = [*notes, f"policy\n\n{table(found['rows'])}",
-              f"policy: share of workflows with parts that do nothing (hacks.py)\n\n{hack_table(found['rows'])}"]
+              "policy: share of operators that do nothing, and of workflows with other idle parts (hacks.py)",
+              hack_table(found["rows"])]
     blocks += [f"{name}\n\n{table(rows)}" for name, rows in found["baselines"].items()]
     blocks += [f"policy against {name}, paired over tasks\n\n{comparison_table(rows, 'policy', name[:24])}"
                for name, rows in found["comparisons"].items()]

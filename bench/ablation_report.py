@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hacks import HACKS, rates
 from stats import RESAMPLES, markdown
 from toys import OOD
 
@@ -79,13 +80,12 @@ def main_table(found: Results) -> str:
 
 
 def hack_table(found: Results) -> str:
-    """Share of held-out IID and OOD workflows with each hack, mean over seeds."""
-    names = ("no_op", "idle_parallel", "idle_control", "after_format")
-    rows = [("", *names)]
+    """hacks.rates of the workflows for held-out IID and OOD tasks of all seeds."""
+    rows = [("", *HACKS)]
     for variant in ("full", "strict", "no-diversity"):
         if variant in found:
             records = [r for result in found[variant].values() for r in result["records"]]
-            rows.append((variant, *(f"{fmean(bool(r['hacks'].get(name)) for r in records):.2f}" for name in names)))
+            rows.append((variant, *(f"{rate:.2f}" for rate in rates([(r["hacks"], r["operators"]) for r in records]).values())))
     return markdown(rows)
 
 
@@ -147,7 +147,7 @@ def draw(found: Results, directory: Path) -> None:
     figure.savefig(directory / "ablations.png", dpi=110)
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    panels = (("feasible_rate", "R_div = 1"), ("accuracy", "answer accuracy"), ("hack_no_op", "share with a no-op operator"))
+    panels = (("feasible_rate", "R_div = 1"), ("accuracy", "answer accuracy"), ("hack_no_op", "share of no-op operators"))
     for axis, (key, title) in zip(figure.subplots(1, 3), panels, strict=True):
         for name in [name for name in ("full", "no-release", "strict") if name in found]:
             curves = np.array([smoothed(result["curves"][key]) for result in found[name].values()])  # (seeds, steps)
@@ -168,7 +168,7 @@ def report(directory: Path, names: Sequence[str], figures: Path) -> str:
     return "\n\n".join((
         f"A simulation. {one['trajectories']} trajectories a run, warm start {one['warm_start']} for all; mean ± standard "
         "deviation over seeds; differences paired by task, 95% bootstrap over seeds and, in each, over tasks.", main_table(found),
-        "Share of evaluated workflows with parts that do nothing:", hack_table(found),
+        "Share of operators that are no_op, and of workflows with other parts that do nothing:", hack_table(found),
         f"Trajectories until training accuracy (mean of {WINDOW} steps) reaches 90% of the best reachable:",
         efficiency_table(found, best), "Steps until nine tenths of the way from the first to the highest mean are made:",
         first_steps_table(found)))

@@ -16,7 +16,7 @@ def tau(source: str, workflow: str, reward: float, score: float, diversity: floa
     canvas = SimpleNamespace(graph=Graph.from_text(workflow), usage=Usage(3, 1, 10, 5, dollars=dollars))
     return SimpleNamespace(task=SimpleNamespace(source=source, kind=source.split("_")[-1]), canvas=canvas, reward=reward,
                            grade=SimpleNamespace(score=score), parts=parts, dropped=dropped, turns=turns,
-                           stop_reason="finished", mask=[0, 1, 1], tokens=[1, 2, 3], hacks={"no_op": invalid})
+                           stop_reason="finished", mask=[0, 1, 1], tokens=[1, 2, 3], hacks={})
 
 
 def test_two_sources_with_a_workflow_each_share_one_bit() -> None:
@@ -62,6 +62,8 @@ def test_what_a_turn_read_are_the_tokens_in_front_of_it() -> None:
     assert tokens_read([]) == tokens_read([0, 0]) == []
 
 
-def test_a_graph_with_two_hacks_of_a_kind_counts_once() -> None:
-    metrics = rollout_metrics([tau("a_math", "Plan", 1, 1, invalid=2), tau("a_math", "Plan", 1, 1)])
-    assert (metrics["hack_no_op"], metrics["hack_after_format"]) == (0.5, 0)
+def test_operators_that_do_nothing_are_a_share_of_the_operators_and_other_hacks_a_share_of_graphs() -> None:
+    busy, idle = tau("a_math", "Plan", 1, 1), tau("a_math", "Plan -> Plan -> Custom -> Custom", 1, 1)
+    idle.hacks = {"no_op": 2, "after_format": 2}
+    metrics = rollout_metrics([busy, idle])
+    assert (metrics["hack_no_op"], metrics["hack_after_format"], metrics["hack_idle_control"]) == (0.25, 0.5, 0)
