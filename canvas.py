@@ -3,8 +3,7 @@
 `Canvas.step(text)` reads the edit, checks it, changes the graph, brings the graph's results up to date and answers with
 feedback. Decisions that matter:
 
-* Incremental execution: a node re-runs only if its operator, its prompt or the inputs that it reads changed, so an edit
-  costs exactly what depends on it.
+* Incremental execution: a node re-runs only if its operator, its prompt or what it reads changed: an edit costs no more.
 * No policy text can crash, hang or trap an episode: whatever is not an edit is an invalid edit, which spends the turn.
 * Failures of an operator are feedback. Failures of the infrastructure (executor or sandbox out of order) are not: the
   episode ends as `executor_error` and its trajectory is never trained on.
@@ -218,8 +217,7 @@ class Canvas:
                 _, results, state = before.pop(0)
                 self.results |= results
             else:
-                before, n = [], len(self.results)
-                state = self._run_stage(stage, state)
+                before, n, state = [], len(self.results), self._run_stage(stage, state)
                 results = dict(itertools.islice(self.results.items(), n, None))
             self._passed.append((shape, results, state))
         self.state = state

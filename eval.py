@@ -370,8 +370,7 @@ def run(args: argparse.Namespace) -> None:
     found = stats.results(records, ["policy", *args.baseline], iid)
     executor = world.backend.name + (" (a simulation, no LLM)" if "simulated" in world.backend.name else "")
     notes = [f"policy {args.model}, adapter {args.adapter or 'none'}; executor {executor}; {args.runs} runs a task",
-             contamination(train, tasks)]
-    notes += [f"LLM judge {args.judge_model}: beside the scores, not in them"] if world.judge else []
+             contamination(train, tasks), *[f"LLM judge {args.judge_model}: beside the scores, not in them"] * bool(world.judge)]
     result = {**found, "notes": notes, "flags": {k: str(v) for k, v in vars(args).items()}}
     shown = stats.as_markdown(found, notes)
     print(json.dumps(result) if args.log_json else f"{shown}\n\n{workflows_text(stats.commonest_texts(records))}")
