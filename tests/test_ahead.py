@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_vllm import FakeVLLM, Settings
 from safetensors.torch import load_file
 from test_determinism import TIMINGS, generous
 
@@ -14,6 +15,7 @@ import train
 from ahead import Rollouts
 from backends import ExecutorError
 from lora import add_lora, disable_lora, lora_parameters, with_own_lora
+from policy import ChatTokenizer
 from qwen3 import Qwen3, Qwen3Config
 from rundir import RunDir
 
@@ -117,3 +119,20 @@ def test_a_run_at_depth_1_that_was_cut_off_resumes_to_the_same_bits(save_every: 
     log = RunDir(tmp_path / "cut").read("trajectories.jsonl")
     assert {(record["step"], record["version"]) for record in log} == {(0, 0), (1, 0), (2, 1), (3, 2)}
     assert logs[0][2]["sampler_kl"] > logs[0][0]["sampler_kl"], "from step 1 on the sampler lags behind the trainer"
+
+
+def test_a_policy_server_gets_the_adapter_that_a_step_is_to_be_sampled_with(tmp_path: Path, padded_model: Path,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is handed over, and compared with the trainer's, while the live weights are trained."""
+    server = FakeVLLM(Qwen3.from_pretrained(padded_model).eval(), ChatTokenizer(padded_model), Settings(max_model_len=1200))
+    server.start()
+    try:
+        run(monkeypatch, tmp_path / "run", "--model", padded_model, "--policy-url", server.url, *SMALL, "--max-new-tokens", 16)
+    finally:
+        server.opened.set()
+        server.kill()
+    log = RunDir(tmp_path / "run").read("trajectories.jsonl")
+    assert {(record["step"], record["version"]) for record in log} == {(0, 0), (1, 0), (2, 1), (3, 2)}
+    assert not any(record["dropped"] for record in log)
+    loaded = [name.split("-v")[1].split("-")[0] for kind, name, *_ in server.events if kind == "load"]
+    assert loaded == ["0", "0", "0", "1", "2", "4"], "one to be checked, one a step, one to evaluate"
