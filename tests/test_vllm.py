@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 from scripted import TRAIN_WITH_LEGAL_EDITS
 
@@ -218,3 +219,33 @@ def test_a_run_outlives_its_server(server: Server, padded_model: Path, tmp_path:
     log = RunDir(tmp_path / "run").read("metrics.jsonl")
     assert [(row["step"], row["dropped"]) for row in log] == [(0, 0), (1, 0), (2, 0)]
     assert max(row["sampler_kl"] for row in log) < 1e-4
+
+
+def requests_running(url: str) -> float:
+    """How many requests a server decodes at this moment, by its own metrics."""
+    text = requests.get(f"{url}/metrics", timeout=60).text
+    return sum(map(float, re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", text, re.MULTILINE)))
+
+
+def test_a_step_outlives_one_of_its_two_servers(server: Server, padded_model: Path, tmp_path: Path) -> None:
+    """SIGKILL of one while it decodes: its trajectories go on elsewhere; none is lost or sampled by another version."""
+    second = Server(padded_model, tmp_path)
+    second.start()
+    run = train("--model", padded_model, "--policy-url", server.url, second.url, "--out", tmp_path / "run", *SMALL,
+                "--rollouts-per-task", 4)
+    try:
+        deadline = time.monotonic() + 300
+        while run.poll() is None and time.monotonic() < deadline:
+            if len(RunDir(tmp_path / "run").read("metrics.jsonl")) == 1 and requests_running(second.url):
+                break
+            time.sleep(0.02)
+        second.kill()
+        said, _ = run.communicate(timeout=1200)
+    finally:
+        run.kill()
+    assert run.returncode == 0, said
+    assert f"policy server {second.url} is left out, 1 of 2 remain" in said, said
+    log = RunDir(tmp_path / "run").read("metrics.jsonl")
+    assert [(row["step"], row["trajectories"], row["dropped"]) for row in log] == [(0, 12, 0), (1, 12, 0), (2, 12, 0)]
+    assert max(row["sampler_kl"] for row in log) < 1e-4
+    assert all(record["version"] == record["step"] for record in RunDir(tmp_path / "run").read("trajectories.jsonl"))
