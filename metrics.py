@@ -36,6 +36,7 @@ DEFINITIONS = {
     "hack_idle_parallel": "share with a parallel of which fewer than two branches are used",
     "hack_idle_control": "share with a conditional that cannot fire or a loop that cannot repeat",
     "hack_after_format": "share with an operator behind the last Format", "mutual_information": "of source and workflow, in bits",
+    "operator_information": "of source and the name of an operator, in bits; 0: the same operators for every source",
     "executor_calls": "live executor calls a trajectory", "executor_cached": "calls answered from a cache, a trajectory",
     "executor_tokens": "prompt and completion tokens of the executor, cached replies included, a trajectory",
     "dollars": "paid for the executor in this step, dropped trajectories too, cached replies not; null where a price is unknown",
@@ -63,6 +64,7 @@ def workflow_metrics(taus: Sequence[Any]) -> dict[str, Any]:
             **{f"{kind}_rate": fmean(kind in found for found in kinds) for kind in ("parallel", "conditional", "loop")},
             **{f"hack_{name}": rate for name, rate in
                hacks.rates([(tau.hacks, len(tau.canvas.graph.operators())) for tau in taus]).items()},
+            "operator_information": mutual_information([(t.task.source, n) for t in taus for n in t.canvas.graph.operators()]),
             "mutual_information": mutual_information([(t.task.source, text) for t, text in zip(taus, texts, strict=True)])}
 
 

@@ -29,6 +29,14 @@ def test_the_same_workflow_for_everything_shares_nothing() -> None:
     assert (metrics["mutual_information"], metrics["commonest_share"], metrics["distinct_workflows"]) == (0.0, 1.0, 1)
 
 
+def test_workflows_that_all_differ_may_still_use_the_same_operators_for_every_source() -> None:
+    """Then source and workflow share a bit, which says nothing, and source and operator none."""
+    metrics = rollout_metrics([tau("a_math", "Plan -> Custom", 1, 1), tau("a_qa", "Custom -> Plan", 1, 1)])
+    assert (metrics["mutual_information"], metrics["operator_information"]) == (1.0, 0.0)
+    metrics = rollout_metrics([tau("a_math", "Plan -> Plan", 1, 1), tau("a_qa", "Custom -> Custom", 1, 1)])
+    assert metrics["operator_information"] == pytest.approx(1.0)
+
+
 def test_dropped_trajectories_are_counted_by_cause_and_kept_out_of_the_means() -> None:
     metrics = rollout_metrics([tau("a_math", "Plan", 0.5, 0.5), tau("a_math", "Plan", 9, 9, dropped="executor_error")])
     assert (metrics["reward"], metrics["dropped"], metrics["dropped/executor_error"]) == (0.5, 1, 1)
