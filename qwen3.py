@@ -280,7 +280,7 @@ class Qwen3(nn.Module):
         tied = config.tie_word_embeddings        # a tied head has no weight of its own, here as in the checkpoint
         self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         for name, weight in self.named_parameters():
-            if not name.endswith("norm.weight"):
+            if not (weight.is_meta or name.endswith("norm.weight")):  # from_pretrained fills a meta model
                 nn.init.normal_(weight, std=0.02)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, cache: KVCache | None = None,

@@ -60,3 +60,9 @@ def test_both_sides_of_sampling_write_the_same_greedy_text(tmp_path: Path) -> No
     result = run(tmp_path, "sampling", "--conversations", 2, "--turns", 2, "--new-tokens", 3)
     assert result["sampled"] == 2 * 2 * 3
     assert result["greedy_agreement"] == 1
+
+
+def test_a_checkpoint_is_loaded_beside_its_bytes_being_read(tmp_path: Path) -> None:
+    result = run(tmp_path, "load", "--gigabytes", 0.01)
+    assert result["bytes"] == pytest.approx(1e7, rel=0.2)
+    assert result["peak_over_weights"] > 0
