@@ -57,12 +57,38 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_defaults(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """The defaults of the preset that the arguments name; read ahead of them all, so that --help shows these defaults."""
+def preset_defaults(arguments: Sequence[str] | None, known: argparse.ArgumentParser | None = None) -> dict[str, Any]:
+    """The defaults of the preset that the arguments name, or of the run; read ahead of them all, so that --help shows them.
+
+    Raises UsageError if --args names no args.json, or one with flags that the parser `known` does not know.
+    """
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     ahead.add_argument("--preset", default="tiny")
+    ahead.add_argument("--args", type=Path)
     first, _ = ahead.parse_known_args(arguments)
-    return PRESETS.get(first.preset, {})  # the real parser refuses an unknown one
+    if not (first.args and known):
+        return PRESETS.get(first.preset, {})  # the real parser refuses an unknown one
+    try:
+        stored = json.loads(first.args.read_text(encoding="utf-8"))["flags"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--args {first.args} is no args.json of a run: {type(error).__name__}: {error}") from error
+    stored = {name: value for name, value in stored.items() if name not in ("out", "resume", "args", "check")}
+    if unknown := stored.keys() - {action.dest for action in known._actions}:
+        raise UsageError(f"--args {first.args} has flags that this version does not know: {', '.join(sorted(unknown))}")
+    return stored
+
+
+class HelpMarkdown(argparse.Action):
+    """--help-markdown: print the flags as tables, as docs/FLAGS.md has them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        formatter = parser._get_formatter()
+        for group in parser._action_groups:
+            rows = [f"| `{formatter._format_action_invocation(action)}` | {formatter._expand_help(action)} |".replace("||", "or")
+                    for action in group._group_actions if action.option_strings and action.help]
+            if rows:
+                print(f"\n## {group.title}\n\n| flag | what |\n|---|---|", *rows, sep="\n")
+        parser.exit()
 
 
 class UsageError(ValueError):

@@ -36,6 +36,7 @@ from cwrpo import UpdateConfig, group_advantages, uniform_groups, update
 from eval import evaluate, rollout_config, summarise
 from flags import (
     PRESETS,
+    HelpMarkdown,
     Sampler,
     UsageError,
     World,
@@ -71,6 +72,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
                      help="optimiser steps; the learning rate falls over them (default %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
     run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
+    run.add_argument("--args", type=Path, metavar="FILE", help="the flags of another run's args.json, in place of a preset's")
     run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
     run.add_argument("--check", action="store_true", help="only see whether the servers are what training needs")
     for name in trackers.MODULES:
@@ -126,7 +128,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_flags(parser)
     add_shared_flags(parser)
-    parser.set_defaults(**preset_defaults(arguments))
+    parser.add_argument("--help-markdown", action=HelpMarkdown, nargs=0, help="these flags as tables")
+    parser.set_defaults(**preset_defaults(arguments, parser))
     args = parser.parse_args(arguments)
     if args.async_depth and args.tis_cap is None:
         args.tis_cap = 2.0

@@ -21,11 +21,19 @@ import backends
 import warmstart
 from qwen3 import Qwen3
 
-LONGEST = ("test_vllm", "test_train", "test_vllm_sampler", "test_sandbox", "test_executor_runs", "test_rewards", "test_strangers",
-           "test_hostile", "test_vllm_fleet", "test_determinism")
+LONGEST = ("test_vllm", "test_ranks", "test_train", "test_vllm_sampler", "test_sandbox", "test_executor_runs", "test_rewards",
+           "test_bench", "test_strangers", "test_hostile", "test_vllm_fleet", "test_determinism")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also what takes minutes: two vLLM servers, more runs of several ranks")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest files come first, or one of two workers would end with one while the other has nothing left to do."""
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --slow"))
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 

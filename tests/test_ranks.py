@@ -111,7 +111,7 @@ def launch(directory: Path, size: int, *words: object, before: str = "") -> subp
                           timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("group_by", ["task", "source"])
+@pytest.mark.parametrize("group_by", ["task", pytest.param("source", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_does(group_by: str, tmp_path: Path, tiny_model: Path) -> None:
     """The same episodes, rewards and advantages, and the same weights to float32's rounding, in one set of files."""
     runs = [tmp_path / "1", tmp_path / "2"]
@@ -248,6 +248,7 @@ def test_sharding_is_refused_where_it_cannot_work(size: int, words: list[str], m
         train.check_flags(train.parse_args(["--shard", *words]))
 
 
+@pytest.mark.slow
 def test_a_sharded_run_on_a_policy_server_trains_as_one_process_does(tmp_path: Path, padded_model: Path) -> None:
     """Rank 0 alone talks to the server; the adapter that it hands over is whole, and its log-probs are the trainer's."""
     server = FakeVLLM(Qwen3.from_pretrained(padded_model).eval(), ChatTokenizer(padded_model), Settings(max_model_len=1200))

@@ -27,6 +27,7 @@ import sandbox
 import train
 import warmstart
 from cwrpo import UpdateConfig, group_advantages, update
+from flags import UsageError
 from lora import add_lora, disable_lora, lora_parameters
 from policy import InProcessSampler
 from qwen3 import Qwen3
@@ -117,7 +118,7 @@ def test_every_loss_norm_reaches_the_update(norm: str) -> None:
 
 def test_every_flag_is_read() -> None:
     """A flag that no code reads promises something that does not happen."""
-    sources = {name: (ROOT / f"{name}.py").read_text() for name in ("train", "eval", "flags")}
+    sources = {name: (ROOT / f"{name}.py").read_text() for name in ("train", "eval", "flags", "summary")}
     code = re.sub(r"add_argument\(.*", "", "\n".join(sources.values()))
     flags = re.findall(r'add_argument\("--([a-z-]+)"', "\n".join(sources.values()))
     assert len(flags) > 40
@@ -125,6 +126,22 @@ def test_every_flag_is_read() -> None:
         name = flag.replace("-", "_")
         read = re.search(rf"(args|first)\.{name}\b", code) or re.search(rf'names = [^)]*"{name}"', code)
         assert read, f"--{flag} is never read"
+
+
+def test_args_repeats_a_run_but_for_what_is_given_and_where_it_goes(tmp_path: Path) -> None:
+    stored = {"flags": {"out": "runs/a", "resume": True, "preset": "paper", "lr": 0.125, "steps": 7, "data": ["a", "b"]}}
+    (tmp_path / "args.json").write_text(json.dumps(stored))
+    args = train.parse_args(["--args", str(tmp_path / "args.json"), "--steps", "9"])
+    assert (args.lr, args.steps, args.data, args.resume, args.out) == (0.125, 9, ["a", "b"], False, Path("runs/default"))
+    assert args.max_new_tokens == 1024, "the flags of the file are all there is, and no preset's"
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", "is no args.json of a run"), ("[]", "is no args.json of a run"),
+                                                ('{"flags": {"lora_magic": 1}}', "does not know: lora_magic")])
+def test_a_file_that_is_no_args_json_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "args.json").write_text(text)
+    with pytest.raises(UsageError, match=expected):
+        train.parse_args(["--args", str(tmp_path / "args.json")])
 
 
 @pytest.mark.parametrize("program", ["train.py", "eval.py", "canvas.py", "report.py", "tasks.py", "warmstart.py", "lora.py"])

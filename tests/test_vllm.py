@@ -227,12 +227,14 @@ def requests_running(url: str) -> float:
     return sum(map(float, re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", text, re.MULTILINE)))
 
 
-def test_a_step_outlives_one_of_its_two_servers(server: Server, padded_model: Path, tmp_path: Path) -> None:
-    """SIGKILL of one while it decodes: its trajectories go on elsewhere; none is lost or sampled by another version."""
+@pytest.mark.slow
+def test_a_run_outlives_one_of_its_two_servers(server: Server, padded_model: Path, tmp_path: Path) -> None:
+    """SIGKILL of one in the second step: no trajectory is lost or sampled by another version. Whether a turn is under way there
+    at that very moment is luck; test_vllm_fleet.py sees to that on a stand-in."""
     second = Server(padded_model, tmp_path)
     second.start()
     run = train("--model", padded_model, "--policy-url", server.url, second.url, "--out", tmp_path / "run", *SMALL,
-                "--rollouts-per-task", 4)
+                "--rollouts-per-task", 4, "--max-new-tokens", 200)
     try:
         deadline = time.monotonic() + 300
         while run.poll() is None and time.monotonic() < deadline:
