@@ -40,6 +40,14 @@ def test_every_place_in_the_equation_map_exists_and_cites_its_equation() -> None
         assert equation.startswith("Eq.") <= (equation in ast.get_docstring(node)), f"{file}:{name} does not cite {equation}"
 
 
+def test_the_file_table_names_every_file_with_about_its_lines() -> None:
+    rows = re.findall(r"^\| (`\w+\.py`.*?) \| .* \| (\d+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = [re.findall(r"`(\w+\.py)`", files) for files, _ in rows]
+    assert sorted(file for files in named for file in files) == sorted(path.name for path in ROOT.glob("*.py"))
+    for files, (_, lines) in zip(named, rows, strict=True):
+        assert sum(len((ROOT / file).read_text().splitlines()) for file in files) == pytest.approx(int(lines), rel=0.1), files
+
+
 def test_the_table_of_flags_is_what_train_py_prints(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         train.parse_args(["--help-markdown"])
