@@ -13,7 +13,6 @@ Play the Flow-Director yourself, or run a saved workflow (play.py):  python canv
 
 from __future__ import annotations
 
-import itertools
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -215,10 +214,10 @@ class Canvas:
             shape = stage.kind, stage.count, [(node.id, node.operator, node.prompt) for node in stage.nodes]
             if before and before[0][0] == shape:  # and nothing before it has changed either
                 _, results, state = before.pop(0)
-                self.results |= results
             else:
-                before, n, state = [], len(self.results), self._run_stage(stage, state)
-                results = dict(itertools.islice(self.results.items(), n, None))
+                before, state = [], self._run_stage(stage, state)
+                results = {node.id: self.results.pop(node.id) for node in stage.nodes if node.id in self.results}
+            self.results |= results  # in the order of the graph: threads finish in any
             self._passed.append((shape, results, state))
         self.state = state
 

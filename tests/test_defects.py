@@ -30,7 +30,7 @@ DEFECTS = {
         "test_cwrpo::test_a_missing_sampled_logprob_is_an_error"],
     "the mean of micro-batch means is called the token mean": [
         "test_update::test_micro_batches_order_and_padding_change_neither_step_nor_stats",
-        "test_update::test_ranks_take_the_same_step_as_one_process_whatever_their_shares",
+        "test_ranks::test_ranks_take_the_same_step_as_one_process_whatever_their_shares",
         "test_cwrpo::test_loss_and_stats_add_up_over_any_split_and_order"],
     "a remainder of samples is dropped by integer division": [
         "test_update::test_every_trajectory_is_in_exactly_one_micro_batch_within_the_budget",
