@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from qwen3 import Qwen3Config
-from vllm_sampler import Server, ServerError
+from vllm_server import Server, ServerError
 
 # layers, hidden, intermediate, heads, key heads; head_dim 128 and 151,936 ids everywhere; the head is tied up to 4B
 SIZES = {"0.6B": (28, 1024, 3072, 16, 8), "1.7B": (28, 2048, 6144, 16, 8), "4B": (36, 2560, 9728, 32, 8),
@@ -58,7 +58,7 @@ def layer_activations(config: Qwen3Config, width: int, rank: int, targets: Seque
 
 
 def budget(config: Qwen3Config, context: int, rank: int = 64, targets: Sequence[str] = ALL_TARGETS, width: int = 2,
-           conversations: int = 36, chunk: int = 256) -> dict[str, int]:
+           conversations: int = 36, chunk: int = 64) -> dict[str, int]:
     """Return the parts in bytes: of a trainer whose micro-batch is one conversation of `context` tokens, and of a server.
 
     width: bytes of a number of the base (2: bfloat16). chunk: tokens whose logits exist at once (cwrpo.UpdateConfig).
@@ -72,7 +72,7 @@ def budget(config: Qwen3Config, context: int, rank: int = 64, targets: Sequence[
     inside = context * layer_activations(config, width, rank, targets)
     return {"weights": weights, "lora": lora, "gradients": lora, "optimizer": 2 * lora,
             "activations": context * layers * D * width + inside, "activations_kept": layers * inside,
-            "logits": chunk * V * (width + 4 * 4),               # and in float32: scaled, log-probs, probs, their gradient
+            "logits": chunk * V * (width + 2 * 4),               # and in float32: scaled, log-probs; or these and their gradient
             "kv_cache": 2 * width * layers * config.num_key_value_heads * config.head_dim * context * conversations}
 
 

@@ -2,7 +2,8 @@
 
 import gc
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from fake_vllm import FakeVLLM, Settings
 
 import memory
 import train
+from cwrpo import UpdateConfig, token_logprobs
 from lora import add_lora, lora_layers, lora_parameters
 from policy import ChatTokenizer
 from qwen3 import Qwen3, Qwen3Config
 from rundir import RunDir
-from vllm_sampler import Server, ServerError
+from vllm_server import Server, ServerError
 
 RANK, T = 8, 64
 WIDTHS = {torch.bfloat16: 2, torch.float32: 4}
@@ -69,6 +71,39 @@ def test_with_recomputation_a_layer_keeps_its_input_alone() -> None:
         return len({value.untyped_storage().data_ptr() for value in found if value.dtype == torch.bfloat16} - own)
 
     assert alive(4) - alive(3) == 1
+
+
+class Alive(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most bytes that all tensors of a number of elements, views apart, had at one time."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.now, self.most, self.seen = numel, 0, 0, weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.numel() == self.numel:
+                storage = tensor.untyped_storage()
+                if storage not in self.seen:
+                    self.seen.add(storage)
+                    self.now += storage.nbytes()
+                    self.most = max(self.most, self.now)
+                    weakref.finalize(storage, self.gone, storage.nbytes())
+        return made
+
+    def gone(self, nbytes: int) -> None:
+        self.now -= nbytes
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+def test_logits_take_what_the_budget_says_forward_and_backward(dtype: torch.dtype) -> None:
+    model = small(1, dtype, memory.ALL_TARGETS)
+    ids, chunk = torch.zeros((1, 21), dtype=torch.int64), 10
+    with Alive(chunk * model.config.vocab_size) as alive:
+        token_logprobs(model, ids, torch.arange(21)[None] > 0, temperature=0.8, chunk=chunk)[0].sum().backward()
+    assert alive.most == memory.budget(model.config, 1, width=WIDTHS[dtype], chunk=chunk)["logits"]
+    assert memory.budget(model.config, 1)["logits"] == UpdateConfig().chunk * model.config.vocab_size * 10
 
 
 def test_weights_and_lora_of_the_budget_are_those_of_the_model() -> None:
