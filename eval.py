@@ -88,7 +88,8 @@ def job_seed(seed: int, task: Task, run: int) -> int:
 def evaluate(tasks: Sequence[Task], sampler: Sampler, tokenizer: ChatTokenizer, world: World,
              config: RolloutConfig, seed: int, runs: int = 1, label: str = "evaluating") -> list[Trajectory]:
     """Play every task `runs` times, each rank its share."""
-    play = lambda mine: [tau for taus in play_pairs(mine, sampler, tokenizer, world, config, seed, label) for tau in taus]  # noqa: E731
+    def play(mine: Sequence[tuple[Task, int]]) -> list[Trajectory]:
+        return [tau for taus in play_pairs(mine, sampler, tokenizer, world, config, seed, label) for tau in taus]
     return ranks.shared([(task, run) for task in tasks for run in range(runs)], play, world.players)()
 
 
@@ -134,11 +135,11 @@ def run_baseline(name: str, pairs: Sequence[tuple[Task, int]], world: World, bud
                  workers: int) -> Iterator[Trajectory]:
     def one(pair: tuple[Task, int]) -> Trajectory:
         task, run = pair
-        makers = {"direct": lambda: baselines.direct(task, world.new_canvas, run),
+        makers = {name: lambda: baselines.fixed(name.partition(":")[2], task, world.new_canvas),  # unless it is one of these
+                  "direct": lambda: baselines.direct(task, world.new_canvas, run),
                   "random": lambda: baselines.random_workflow(task, world.new_canvas, f"{seed}/random/{task.id}/{run}"),
                   "self-consistency": lambda: baselines.self_consistency(task, world.new_canvas, budgets[task.id])}
-        fixed = lambda: baselines.fixed(name.partition(":")[2], task, world.new_canvas)  # noqa: E731
-        return answer_of(task, run, makers.get(name, fixed), world)
+        return answer_of(task, run, makers[name], world)
 
     with ThreadPoolExecutor(workers) as pool, world.progress(name[:30], len(pairs)) as line:
         for tau in pool.map(one, pairs):
@@ -150,9 +151,7 @@ def check_baselines(names: Sequence[str], world: World, tasks: Sequence[Task], p
     """Refuse what is no baseline before anything is played."""
     if "untrained" in names and policy_url:
         raise UsageError("--baseline untrained needs the policy in this process, without --policy-url")
-    for name in names:
-        if name in BASELINES:
-            continue
+    for name in (name for name in names if name not in BASELINES):
         if not name.startswith("fixed:"):
             raise UsageError(f'--baseline {name!r}: known are {", ".join(BASELINES)} and "fixed:WORKFLOW"')
         canvas = world.new_canvas(tasks[0])
@@ -370,7 +369,8 @@ def run(args: argparse.Namespace) -> None:
     found = stats.results(records, ["policy", *args.baseline], iid)
     executor = world.backend.name + (" (a simulation, no LLM)" if "simulated" in world.backend.name else "")
     notes = [f"policy {args.model}, adapter {args.adapter or 'none'}; executor {executor}; {args.runs} runs a task",
-             contamination(train, tasks), *[f"LLM judge {args.judge_model}: beside the scores, not in them"] * bool(world.judge)]
+             contamination(train, tasks)]
+    notes += [f"LLM judge {args.judge_model}: beside the scores, not in them"] if world.judge else []
     result = {**found, "notes": notes, "flags": {k: str(v) for k, v in vars(args).items()}}
     shown = stats.as_markdown(found, notes)
     print(json.dumps(result) if args.log_json else f"{shown}\n\n{workflows_text(stats.commonest_texts(records))}")

@@ -84,7 +84,7 @@ class HelpMarkdown(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         formatter = parser._get_formatter()
         for group in parser._action_groups:
-            rows = [f"| `{formatter._format_action_invocation(action)}` | {formatter._expand_help(action)} |".replace("||", "or")
+            rows = [f"| `{formatter._format_action_invocation(action)}` | {formatter._expand_help(action)} |"
                     for action in group._group_actions if action.option_strings and action.help]
             if rows:
                 print(f"\n## {group.title}\n\n| flag | what |\n|---|---|", *rows, sep="\n")
