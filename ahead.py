@@ -15,9 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import nn
 
-from flags import Sampler
 from lora import lora_state_dict
 from rollout import Trajectory
+from world import Sampler
 
 Gather = Callable[[], list[Trajectory]]
 

@@ -12,6 +12,14 @@ evaluation goes on where it was stopped. Seeds depend on (seed, task, run), so t
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which take seconds: Ctrl-C, --help and a mistake are answered at once
+    from rundir import end_on_signals
+
+    end_on_signals("eval.py: interrupted", seconds=0)
+    from flags import parse_evaluation, read_early
+
+    ARGS = read_early("eval.py", parse_evaluation, __doc__)
+
 import argparse
 import json
 import random
@@ -30,19 +38,7 @@ import stats
 from backends import ExecutorError
 from canvas import Canvas
 from convert import overlap
-from flags import (
-    PRESETS,
-    Sampler,
-    UsageError,
-    World,
-    add_shared_flags,
-    check_shared_flags,
-    load_policy,
-    load_tasks,
-    make_sampler,
-    ood_toys,
-    preset_defaults,
-)
+from flags import UsageError, check_shared_flags, parse_evaluation
 from graph import GraphError
 from llm_judge import make_judge
 from lora import add_lora, load_adapter, read_adapter
@@ -54,6 +50,7 @@ from sandbox import SandboxError
 from tasks import Task, TaskError, read_tasks
 from terminal import workflows_text
 from vllm_server import ServerError
+from world import Sampler, World, load_policy, load_tasks, make_sampler, ood_toys
 
 AT_ONCE = 64  # episodes played together
 BASELINES = ("direct", "self-consistency", "random", "untrained")
@@ -166,44 +163,7 @@ def check_baselines(names: Sequence[str], world: World, tasks: Sequence[Task], p
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_shared_flags(parser)
-    group = parser.add_argument_group("evaluation")
-    group.add_argument("--adapter", type=Path, metavar="RUN", help="run directory or PEFT adapter; none: untrained")
-    group.add_argument("--runs", type=int, default=1, help="episodes a task (default %(default)s)")
-    group.add_argument("--limit", type=int, help="tasks per source, at most")
-    group.add_argument("--workers", type=int, default=32, help="canvases and gradings at a time (default %(default)s)")
-    group.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="defaults without a run directory")
-    group.add_argument("--out", type=Path, metavar="DIR", help="write eval.json, eval.md, trajectories.jsonl, report.html there")
-    group.add_argument("--resume", action="store_true", help="go on with the evaluation in --out")
-    group.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
-                       help='direct: the executor alone; self-consistency: the executor alone at as many tokens; random: a '
-                            'random editor; untrained: the policy without adapter; "fixed:Plan -> ...": this workflow')
-    group.add_argument("--train-data", nargs="+", metavar="FILE", help="what the policy was trained on; default: the run's")
-    group.add_argument("--policy-prices", nargs=2, type=float, metavar=("IN", "OUT"),
-                       help="dollars per million tokens read and written; default: unknown")
-    group.add_argument("--judge-url", nargs="+", metavar="URL", help="server(s) of an LLM that judges answers too, in a table "
-                       "beside the scores; its calls use --executor-timeout, -concurrency and -cache")
-    group.add_argument("--judge-model", help="model name at --judge-url")
-    group.add_argument("--judge-key-env", metavar="NAME", help="environment variable that holds the judge's API key")
-    group.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two eval.json, and nothing else")
-    group.add_argument("--ask", metavar="QUESTION", help="design a workflow for one question, show how, print the answer")
-    group.add_argument("--kind", choices=("math", "choice", "qa", "code"), default="qa", help="of --ask (default %(default)s)")
-    group.add_argument("--save-workflow", type=Path, metavar="FILE", help="of --ask; run it with python canvas.py run FILE")
-    known = {action.dest for action in parser._actions}
-    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what decides the defaults of the rest
-    ahead.add_argument("--adapter", type=Path)
-    ahead.add_argument("--data", nargs="+")
-    first, _ = ahead.parse_known_args(arguments)
-    defaults = dict(preset_defaults(arguments))
-    if first.adapter and (first.adapter / "args.json").exists():
-        defaults |= RunDir(first.adapter).read_args()["flags"]
-        for name in ("preset", "out", "resume", "quiet", "log_json"):
-            defaults.pop(name, None)
-    parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
-    args = parser.parse_args(arguments)
-    args.data_given = first.data is not None
-    return args
+    return parse_evaluation(arguments, __doc__)
 
 
 def adapter_directory(path: Path) -> Path:
@@ -385,9 +345,9 @@ def run(args: argparse.Namespace) -> None:
 INTERRUPTED = "eval.py: interrupted"
 
 
-def main() -> None:
+def main(args: argparse.Namespace | None = None) -> None:
     try:
-        run(parse_args())
+        run(args or parse_args())
     except (ValueError, OSError, ExecutorError, ServerError, json.JSONDecodeError) as error:
         sys.exit(f"eval.py: {error}")
     except KeyboardInterrupt:
@@ -396,4 +356,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     end_on_signals(INTERRUPTED)
-    main()
+    main(ARGS)

@@ -1,6 +1,7 @@
-"""Flags that train.py and eval.py share, the presets, and the objects that flags describe.
+"""The flags of train.py and eval.py, and the presets.
 
-One place for each, so that a model is evaluated in the world that it was trained in.
+Nothing here, nor what is imported here, needs torch or other packages that take long to import: the two programs read their
+flags before they import the rest, so that --help and a mistake are answered at once. world.py makes what flags describe.
 """
 
 from __future__ import annotations
@@ -8,33 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import random
-from collections.abc import Sequence
-from functools import partial
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import operators
-import ranks
 import sandbox
-import toys
-from backends import Backend, CachedBackend, OpenAIBackend, SimulatedBackend, request_parameters
-from canvas import FINISH_RULES, Canvas, CanvasConfig
-from hacks import credit
-from memory import wake
-from policy import ChatTokenizer, InProcessSampler
-from qwen3 import Qwen3
-from rewards import RewardConfig, grade, reward
-from rollout import Trajectory
-from tasks import Task, read_tasks, toy_tasks
-from terminal import Progress
-from vllm_check import require
-from vllm_fleet import AWAY_SECONDS, Fleet
-from vllm_sampler import VLLMSampler
-from warmstart import CANVAS, TOY_SOURCES, tiny_policy
+import trackers
+from canvas import FINISH_RULES
+from rewards import RewardConfig
+from rundir import RunDir
+from toys import TOY_CANVAS
 
 # The tiny preset (these and the flags' own defaults) is what measured best on the toy tasks; `paper` is what the paper
 # did. Flags given by hand win. Below temperature 1 a tiny policy makes fewer slips: an illegal edit costs it a turn but no
@@ -122,13 +107,13 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
                         "read them under the same path; default: beside --out")
 
     canvas = parser.add_argument_group("canvas")
-    canvas.add_argument("--max-turns", type=int, default=CANVAS.max_turns, help="turns an episode (default %(default)s)")
+    canvas.add_argument("--max-turns", type=int, default=TOY_CANVAS["max_turns"], help="turns an episode (default %(default)s)")
     canvas.add_argument("--prompt-mode", choices=("inline", "ask"), default="inline",
                         help="ask: the canvas asks for each new node's prompt, as in the paper (default %(default)s)")
-    canvas.add_argument("--feedback-chars", type=int, default=CANVAS.feedback_chars, help="at most (default %(default)s)")
-    canvas.add_argument("--problem-chars", type=int, default=CANVAS.problem_chars,
+    canvas.add_argument("--feedback-chars", type=int, default=TOY_CANVAS["feedback_chars"], help="at most (default %(default)s)")
+    canvas.add_argument("--problem-chars", type=int, default=TOY_CANVAS["problem_chars"],
                         help="of the problem shown to the policy; executors read all of it (default %(default)s)")
-    canvas.add_argument("--brief", action=argparse.BooleanOptionalAction, default=CANVAS.brief,
+    canvas.add_argument("--brief", action=argparse.BooleanOptionalAction, default=TOY_CANVAS["brief"],
                         help="a system prompt of names only, for very small policies")
     canvas.add_argument("--finish-rules", default="", metavar="RULES", help=f"what finish demands: {','.join(FINISH_RULES)}")
     canvas.add_argument("--min-operators", type=int, default=5, help="for finish and reward (default %(default)s)")
@@ -219,105 +204,16 @@ def check_shared_flags(args: argparse.Namespace) -> None:
         raise UsageError("--eval-data without --data: training would use the toy tasks")
     if unknown := set(filter(None, args.finish_rules.split(","))) - set(FINISH_RULES):
         raise UsageError(f"--finish-rules: unknown {', '.join(sorted(unknown))}; known are {', '.join(FINISH_RULES)}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {args.device}, but this PyTorch sees no CUDA device")
+    if args.device.startswith("cuda"):
+        import torch  # late: see above
+
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {args.device}, but this PyTorch sees no CUDA device")
     reward_config(args)
     try:
         sandbox.require(args.require_sandbox)
     except sandbox.SandboxError as error:
         raise UsageError(f"--require-sandbox {args.require_sandbox}: {error}") from error
-
-
-# ---- what the flags describe --------------------------------------------------------------------------------------
-
-
-def load_tasks(args: argparse.Namespace, n_toy: int = 128) -> tuple[list[Task], list[Task]]:
-    """(training tasks, held-out tasks), disjoint by problem text."""
-    if args.data:
-        train = read_tasks(args.data)
-        if args.eval_data:
-            held_out = _first_of_each_source(read_tasks(args.eval_data), args.eval_tasks)
-        else:  # a quarter of each source, at most; which ones depends on the seed alone
-            shuffled = random.Random(f"{args.seed}/held out").sample(train, len(train))
-            sizes = {source: sum(t.source == source for t in train) for source in {t.source for t in train}}
-            held_out = []
-            for source, size in sorted(sizes.items()):
-                held_out += [t for t in shuffled if t.source == source][: min(args.eval_tasks, size // 4)]
-    else:
-        train = [task for source in TOY_SOURCES for task in toy_tasks(source, n_toy, args.seed)]
-        held_out = [task for source in TOY_SOURCES for task in toy_tasks(source, args.eval_tasks, args.seed + 500_000)]
-    seen = {task.problem for task in held_out}
-    train = [task for task in train if task.problem not in seen]
-    if not train:
-        raise UsageError("no training tasks are left beside the held-out ones; give more --data or fewer --eval-tasks")
-    return train, held_out
-
-
-def ood_toys(args: argparse.Namespace) -> list[Task]:
-    """Toy tasks of sources that are never trained on: the test of what carries over."""
-    return [task for source in toys.OOD for task in toy_tasks(source, args.eval_tasks, args.seed + 500_000)]
-
-
-def _first_of_each_source(tasks: Sequence[Task], n: int) -> list[Task]:
-    taken: dict[str, int] = {}
-    kept = []
-    for task in tasks:
-        taken[task.source] = taken.get(task.source, 0) + 1
-        if taken[task.source] <= n:
-            kept.append(task)
-    return kept
-
-
-def players(args: argparse.Namespace) -> int:
-    """How many ranks play episodes: policy servers are asked, and given adapters, by rank 0 alone."""
-    return 1 if args.policy_url else ranks.size()
-
-
-def make_backend(args: argparse.Namespace) -> Backend:
-    """The executor. A replay needs neither server nor key, only the flags that decided the replies."""
-    backend: Backend | None = None
-    if args.executor_url:
-        fingerprint = json.dumps(request_parameters(args.executor_model, args.executor_extra), sort_keys=True)
-        if not args.replay:
-            backend = OpenAIBackend(args.executor_url, args.executor_model, args.executor_key_env, extra=args.executor_extra,
-                                    timeout=args.executor_timeout,
-                                    concurrency=max(1, args.executor_concurrency // players(args)), prices=args.executor_prices)
-    else:
-        backend, fingerprint = SimulatedBackend(args.seed, args.sim_latency), f"simulated {args.seed}"
-    if args.executor_cache:
-        instant = backend is not None and backend.instant
-        cached = CachedBackend(args.executor_cache, None if args.replay else backend, fingerprint, instant)
-        cached.name += " of simulated" * (args.replay and not args.executor_url)  # a simulation is called one wherever it shows
-        return cached
-    return backend
-
-
-class World:
-    """Canvas factory and grading, as the flags say: what rollout needs beside a sampler."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        names = args.operators.split(",") if args.operators else None
-        self.library = operators.library(names, args.operator_file)
-        self.prompts = {name: op.prompt for name, op in self.library.items()}  # by default; args.json has them for the page
-        self.backend = make_backend(args)
-        self.reward_config = reward_config(args)
-        self.players = players(args)
-        self.progress = partial(Progress, quiet=args.quiet, plain=not args.log_json)  # progress(label, total) -> its line
-        self.config = CanvasConfig(
-            max_turns=args.max_turns, feedback_chars=args.feedback_chars, prompt_mode=args.prompt_mode,
-            finish_rules=tuple(filter(None, args.finish_rules.split(","))), min_operators=args.min_operators,
-            allow_answer_tag=args.allow_answer_tag, brief=args.brief, problem_chars=args.problem_chars)
-
-    def new_canvas(self, task: Task) -> Canvas:
-        return Canvas(task, self.library, self.backend, self.config)
-
-    def score(self, tau: Trajectory) -> None:
-        """Grade the final answer and set the reward (paper Eq. 11)."""
-        tau.answer = tau.canvas.answer
-        tau.grade = grade(tau.task, tau.answer)
-        tau.parts = reward(tau.canvas, tau.grade, self.reward_config)
-        tau.reward = tau.parts.total
-        tau.hacks = credit(tau.canvas).hacks
 
 
 def reward_config(args: argparse.Namespace) -> RewardConfig:
@@ -329,45 +225,132 @@ def reward_config(args: argparse.Namespace) -> RewardConfig:
                         release=not args.no_release, diversity=not args.no_diversity, strict=args.strict_structure)
 
 
-def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
-    directory = tiny_policy(Path("runs")) if args.model == "tiny" else Path(args.model)
-    if not directory.is_dir():
-        raise UsageError(f"--model {args.model}: no such directory; expected config.json, *.safetensors and tokenizer.json")
-    tokenizer = ChatTokenizer(directory)
-    device = "cpu" if getattr(args, "shard", False) else args.device
-    model = Qwen3.from_pretrained(directory, device, getattr(torch, args.dtype))
-    if args.max_context is None:
-        args.max_context = min(model.config.max_position_embeddings, 16384)
-    return model, tokenizer
+# ---- the two programs ----------------------------------------------------------------------------------------------
 
 
-Sampler = InProcessSampler | VLLMSampler | Fleet
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, default=Path("runs/default"), help="run directory (default %(default)s)")
+    run.add_argument("--steps", type=int, default=40,
+                     help="optimiser steps; the learning rate falls over them (default %(default)s)")
+    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
+    run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
+    run.add_argument("--args", type=Path, metavar="FILE", help="the flags of another run's args.json, in place of a preset's")
+    run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
+    run.add_argument("--check", action="store_true", help="only see whether the servers are what training needs")
+    for name in trackers.MODULES:
+        run.add_argument(f"--{name}", action="store_true", help=f"the numbers of metrics.jsonl there too (pip install {name})")
+    run.add_argument("--no-baselines", action="store_true", help="skip the search for fixed and reachable workflows")
+
+    batch = parser.add_argument_group("batch")
+    batch.add_argument("--tasks-per-source", type=int, default=3, help="tasks of each source a step (default %(default)s)")
+    batch.add_argument("--rollouts-per-task", type=int, default=6,
+                       help="trajectories a task; more: less noise in the advantages, more time (default %(default)s)")
+    batch.add_argument("--group-by", choices=("source", "task"), default="task",
+                       help="rewards are compared within a source (CWRPO) or a task (GRPO) (default %(default)s)")
+    batch.add_argument("--async-depth", type=int, choices=(0, 1), default=0,
+                       help="1: the next step is sampled, by the adapter before, while this one trains (default %(default)s)")
+    batch.add_argument("--skip-uniform-groups", action="store_true", help="leave groups of equal rewards out of the update")
+    batch.add_argument("--max-dropped", type=float, default=0.2, help="stop above this share of failures (default %(default)s)")
+    batch.add_argument("--min-trajectories", type=int, default=2, help="stop if fewer are sound (default %(default)s)")
+
+    loss = parser.add_argument_group("loss and optimiser (paper Eq. 10)")
+    loss.add_argument("--lr", type=float, default=2.5e-3,
+                      help="peak; cosine to a tenth. Too high: kl_ref jumps, invalid_edits rise (default %(default)s)")
+    loss.add_argument("--warmup-steps", type=int, default=3, help="linear, from above zero (default %(default)s)")
+    loss.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's (default %(default)s)")
+    loss.add_argument("--max-grad-norm", type=float, default=1.0,
+                      help="gradients above this norm are scaled to it (default %(default)s)")
+    loss.add_argument("--epochs", type=int, default=1, help="optimiser steps per batch (default %(default)s)")
+    loss.add_argument("--clip-eps", type=float, default=0.2,
+                      help="ratio clip; matters from the second of --epochs on (default %(default)s)")
+    loss.add_argument("--clip-eps-high", type=float, help="another bound for the upper side (clip-higher)")
+    loss.add_argument("--kl-coef", type=float, default=0.03, help="beta of the k3 penalty (default %(default)s; 0: none)")
+    loss.add_argument("--entropy-coef", type=float, default=0.0, help="entropy bonus; 0: none (default %(default)s)")
+    loss.add_argument("--loss-norm", choices=("trajectory", "token", "constant"), default="trajectory",
+                      help="mean over trajectories of token means (paper), over all tokens, or the sum over tokens by the "
+                           "most that a step could have (Dr. GRPO) (default %(default)s)")
+    loss.add_argument("--tis-cap", type=float, help="cap of the trainer/sampler importance weight, say 2; default: no weight, "
+                                                    "with --async-depth 1 a cap of 2")
+    loss.add_argument("--no-mask", action="store_true", help="ablation: feedback tokens are trained too")
+    loss.add_argument("--micro-batch-tokens", type=int, default=16384, help="raise until it no longer fits (default %(default)s)")
+    loss.add_argument("--colocate", action="store_true",
+                      help="the policy server, which is on our card, sleeps during an update (memory.py says what fits)")
+    loss.add_argument("--shard", action="store_true", help="by torchrun: every rank keeps a part of each layer's frozen weights")
+    loss.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more compute")
+
+    lora = parser.add_argument_group("LoRA")
+    lora.add_argument("--lora-rank", type=int, default=16, help="more: more to learn, more memory (default %(default)s)")
+    lora.add_argument("--lora-alpha", type=float, default=32.0, help="scale is alpha / rank (default %(default)s)")
+    lora.add_argument("--lora-dropout", type=float, default=0.0, help="above 0 the first ratio is not 1 (default %(default)s)")
+    lora.add_argument("--lora-targets", default="q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+                      help="(default %(default)s)")
 
 
-def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> Sampler:
-    """Make the sampler that the flags name. Policy servers are checked first: ServerError says all that is wrong with one."""
-    if not args.policy_url or ranks.rank():
-        return InProcessSampler(model, tokenizer.end_id, args.temperature, args.top_p, args.top_k, tokenizer.vocab_size,
-                                args.max_context)
-    samplers = vllm_samplers(args, model, tokenizer)
+def parse_training(arguments: Sequence[str] | None, manual: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_flags(parser)
+    add_shared_flags(parser)
+    parser.add_argument("--help-markdown", action=HelpMarkdown, nargs=0, help="these flags as tables")
+    parser.set_defaults(**preset_defaults(arguments, parser))
+    args = parser.parse_args(arguments)
+    if args.async_depth and args.tis_cap is None:
+        args.tis_cap = 2.0
+    if args.resume:  # a run goes on with its own flags; only --steps may be raised, and a server may have moved
+        given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
+        if extra := given - {"--resume", "--out", "--steps", "--executor-url", "--policy-url", "--quiet", "--log-json"}:
+            raise UsageError(f"--resume takes the run's own flags; remove {', '.join(sorted(extra))}")
+        moved = {name: getattr(args, name) for name in ("steps", "executor_url", "policy_url")
+                 if f"--{name.replace('_', '-')}" in given}
+        stored = vars(args) | RunDir(args.out).read_args()["flags"] | moved
+        args = argparse.Namespace(**stored | {"out": args.out, "resume": True, "quiet": args.quiet, "log_json": args.log_json})
+    return args
+
+
+def parse_evaluation(arguments: Sequence[str] | None, manual: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shared_flags(parser)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--adapter", type=Path, metavar="RUN", help="run directory or PEFT adapter; none: untrained")
+    group.add_argument("--runs", type=int, default=1, help="episodes a task (default %(default)s)")
+    group.add_argument("--limit", type=int, help="tasks per source, at most")
+    group.add_argument("--workers", type=int, default=32, help="canvases and gradings at a time (default %(default)s)")
+    group.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="defaults without a run directory")
+    group.add_argument("--out", type=Path, metavar="DIR", help="write eval.json, eval.md, trajectories.jsonl, report.html there")
+    group.add_argument("--resume", action="store_true", help="go on with the evaluation in --out")
+    group.add_argument("--baseline", nargs="+", default=[], metavar="NAME",
+                       help='direct: the executor alone; self-consistency: the executor alone at as many tokens; random: a '
+                            'random editor; untrained: the policy without adapter; "fixed:Plan -> ...": this workflow')
+    group.add_argument("--train-data", nargs="+", metavar="FILE", help="what the policy was trained on; default: the run's")
+    group.add_argument("--policy-prices", nargs=2, type=float, metavar=("IN", "OUT"),
+                       help="dollars per million tokens read and written; default: unknown")
+    group.add_argument("--judge-url", nargs="+", metavar="URL", help="server(s) of an LLM that judges answers too, in a table "
+                       "beside the scores; its calls use --executor-timeout, -concurrency and -cache")
+    group.add_argument("--judge-model", help="model name at --judge-url")
+    group.add_argument("--judge-key-env", metavar="NAME", help="environment variable that holds the judge's API key")
+    group.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two eval.json, and nothing else")
+    group.add_argument("--ask", metavar="QUESTION", help="design a workflow for one question, show how, print the answer")
+    group.add_argument("--kind", choices=("math", "choice", "qa", "code"), default="qa", help="of --ask (default %(default)s)")
+    group.add_argument("--save-workflow", type=Path, metavar="FILE", help="of --ask; run it with python canvas.py run FILE")
+    known = {action.dest for action in parser._actions}
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what decides the defaults of the rest
+    ahead.add_argument("--adapter", type=Path)
+    ahead.add_argument("--data", nargs="+")
+    first, _ = ahead.parse_known_args(arguments)
+    defaults = dict(preset_defaults(arguments))
+    if first.adapter and (first.adapter / "args.json").exists():
+        defaults |= RunDir(first.adapter).read_args()["flags"]
+        for name in ("preset", "out", "resume", "quiet", "log_json"):
+            defaults.pop(name, None)
+    parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
+    args = parser.parse_args(arguments)
+    args.data_given = first.data is not None
+    return args
+
+
+def read_early(program: str, parse: Callable[[Sequence[str] | None, str], argparse.Namespace], manual: str) -> argparse.Namespace:
+    """The flags of a program that has yet to import the rest."""
     try:
-        for sampler in samplers:
-            if getattr(args, "colocate", False):
-                wake(sampler.server)
-            require(sampler)
-            sampler.compares = not getattr(args, "shard", False)  # from here on: the checks above had the whole model
-    except BaseException:
-        for sampler in samplers:
-            sampler.close()
-        raise
-    return samplers[0] if len(samplers) == 1 else Fleet(samplers, args.policy_wait)
-
-
-def vllm_samplers(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> list[VLLMSampler]:
-    """A sampler for each --policy-url. With several, a dead server is left after seconds: the others go on."""
-    out, several = Path(args.out or f"runs/eval-{os.getpid()}"), len(args.policy_url) > 1
-    names = [f"{out.name}-{i}" if several else out.name for i in range(len(args.policy_url))]
-    return [VLLMSampler(url, model, tokenizer, Path(args.adapter_dir or out.parent) / f"{name}.adapters",
-                        temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, max_context=args.max_context,
-                        timeout=args.policy_timeout, patience=AWAY_SECONDS if several else args.policy_wait)
-            for url, name in zip(args.policy_url, names, strict=True)]
+        return parse(None, manual)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{program}: {error}")

@@ -22,13 +22,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from torch import nn
-
-from lora import load_adapter, lora_state_dict, save_adapter
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 KEEP_CHECKPOINTS = 3
 TRAJECTORY_MEGABYTES = 64  # trajectories.jsonl moves to trajectories.1.jsonl at this size, replacing an older one
@@ -40,7 +38,7 @@ class RunError(ValueError):
 
 def end_on_signals(message: str, seconds: float = 1.5) -> None:
     """Ctrl-C and SIGTERM raise KeyboardInterrupt; whoever still waits after `seconds`, for an executor perhaps, is cut off,
-    and so is everything at a second signal.
+    and so is everything at a second signal. seconds=0: at once, as where imports could swallow a KeyboardInterrupt.
 
     That loses nothing: a run may be killed at any moment, and sandboxes and graders end when we do.
     """
@@ -56,7 +54,7 @@ def end_on_signals(message: str, seconds: float = 1.5) -> None:
         os._exit(1)
 
     def end(number: int, frame: object) -> None:
-        if ending.is_set():
+        if ending.is_set() or seconds == 0:
             cut_off()
         ending.set()
         atexit.register(leave)  # the last to be registered is the first to run
@@ -134,6 +132,11 @@ class RunDir:
 
         sampled: the model that samples step N, if it has LoRA weights of its own (--async-depth 1).
         """
+        import torch  # late, here and below: flags are read with this file, before torch is imported
+        from safetensors import SafetensorError
+
+        from lora import lora_state_dict, save_adapter
+
         final = self.path / "checkpoints" / f"step_{step:06d}"
         temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -168,6 +171,10 @@ class RunDir:
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, sampled: nn.Module | None = None) -> int:
         """Load the newest checkpoint and cut the logs back to it; return the step to go on with."""
+        import torch
+
+        from lora import load_adapter
+
         checkpoint, step = self.latest(), 0
         if checkpoint is not None:
             try:

@@ -12,13 +12,13 @@ from typing import Any
 import baselines
 import report
 from eval import score_of, summarise
-from flags import World
 from metrics import commonest_workflows
 from rewards import grade
 from rollout import Trajectory
 from rundir import RunDir
 from tasks import Task
 from terminal import summary_text
+from world import World
 
 
 def finish(out: RunDir, args: argparse.Namespace, after: Sequence[Trajectory], pool: Sequence[Task],

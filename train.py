@@ -12,6 +12,14 @@ weights, optimiser and step has to be restored.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which take seconds: Ctrl-C, --help and a mistake are answered at once
+    from rundir import end_on_signals
+
+    end_on_signals("train.py: interrupted", seconds=0)
+    from flags import parse_training, read_early
+
+    ARGS = read_early("train.py", parse_training, __doc__)
+
 import argparse
 import json
 import math
@@ -34,20 +42,7 @@ from ahead import Gather, Rollouts
 from backends import ExecutorError, Request
 from cwrpo import UpdateConfig, group_advantages, uniform_groups, update
 from eval import evaluate, rollout_config, summarise
-from flags import (
-    PRESETS,
-    HelpMarkdown,
-    Sampler,
-    UsageError,
-    World,
-    add_shared_flags,
-    check_shared_flags,
-    load_policy,
-    load_tasks,
-    make_sampler,
-    preset_defaults,
-    vllm_samplers,
-)
+from flags import UsageError, check_shared_flags, parse_training
 from lora import add_lora, disable_lora, lora_parameters, with_own_lora
 from memory import server_asleep
 from metrics import rollout_metrics, trajectory_record
@@ -63,85 +58,11 @@ from terminal import Progress
 from vllm_check import Check, checks
 from vllm_server import ServerError
 from warmstart import parse_rate
-
-
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, default=Path("runs/default"), help="run directory (default %(default)s)")
-    run.add_argument("--steps", type=int, default=40,
-                     help="optimiser steps; the learning rate falls over them (default %(default)s)")
-    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its flags")
-    run.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="a set of defaults (default %(default)s)")
-    run.add_argument("--args", type=Path, metavar="FILE", help="the flags of another run's args.json, in place of a preset's")
-    run.add_argument("--save-every", type=int, default=10, help="steps between checkpoints (default %(default)s)")
-    run.add_argument("--check", action="store_true", help="only see whether the servers are what training needs")
-    for name in trackers.MODULES:
-        run.add_argument(f"--{name}", action="store_true", help=f"the numbers of metrics.jsonl there too (pip install {name})")
-    run.add_argument("--no-baselines", action="store_true", help="skip the search for fixed and reachable workflows")
-
-    batch = parser.add_argument_group("batch")
-    batch.add_argument("--tasks-per-source", type=int, default=3, help="tasks of each source a step (default %(default)s)")
-    batch.add_argument("--rollouts-per-task", type=int, default=6,
-                       help="trajectories a task; more: less noise in the advantages, more time (default %(default)s)")
-    batch.add_argument("--group-by", choices=("source", "task"), default="task",
-                       help="rewards are compared within a source (CWRPO) or a task (GRPO) (default %(default)s)")
-    batch.add_argument("--async-depth", type=int, choices=(0, 1), default=0,
-                       help="1: the next step is sampled, by the adapter before, while this one trains (default %(default)s)")
-    batch.add_argument("--skip-uniform-groups", action="store_true", help="leave groups of equal rewards out of the update")
-    batch.add_argument("--max-dropped", type=float, default=0.2, help="stop above this share of failures (default %(default)s)")
-    batch.add_argument("--min-trajectories", type=int, default=2, help="stop if fewer are sound (default %(default)s)")
-
-    loss = parser.add_argument_group("loss and optimiser (paper Eq. 10)")
-    loss.add_argument("--lr", type=float, default=2.5e-3,
-                      help="peak; cosine to a tenth. Too high: kl_ref jumps, invalid_edits rise (default %(default)s)")
-    loss.add_argument("--warmup-steps", type=int, default=3, help="linear, from above zero (default %(default)s)")
-    loss.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's (default %(default)s)")
-    loss.add_argument("--max-grad-norm", type=float, default=1.0,
-                      help="gradients above this norm are scaled to it (default %(default)s)")
-    loss.add_argument("--epochs", type=int, default=1, help="optimiser steps per batch (default %(default)s)")
-    loss.add_argument("--clip-eps", type=float, default=0.2,
-                      help="ratio clip; matters from the second of --epochs on (default %(default)s)")
-    loss.add_argument("--clip-eps-high", type=float, help="another bound for the upper side (clip-higher)")
-    loss.add_argument("--kl-coef", type=float, default=0.03, help="beta of the k3 penalty (default %(default)s; 0: none)")
-    loss.add_argument("--entropy-coef", type=float, default=0.0, help="entropy bonus; 0: none (default %(default)s)")
-    loss.add_argument("--loss-norm", choices=("trajectory", "token", "constant"), default="trajectory",
-                      help="mean over trajectories of token means (paper), over all tokens, or the sum over tokens by the "
-                           "most that a step could have (Dr. GRPO) (default %(default)s)")
-    loss.add_argument("--tis-cap", type=float, help="cap of the trainer/sampler importance weight, say 2; default: no weight, "
-                                                    "with --async-depth 1 a cap of 2")
-    loss.add_argument("--no-mask", action="store_true", help="ablation: feedback tokens are trained too")
-    loss.add_argument("--micro-batch-tokens", type=int, default=16384, help="raise until it no longer fits (default %(default)s)")
-    loss.add_argument("--colocate", action="store_true",
-                      help="the policy server, which is on our card, sleeps during an update (memory.py says what fits)")
-    loss.add_argument("--shard", action="store_true", help="by torchrun: every rank keeps a part of each layer's frozen weights")
-    loss.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more compute")
-
-    lora = parser.add_argument_group("LoRA")
-    lora.add_argument("--lora-rank", type=int, default=16, help="more: more to learn, more memory (default %(default)s)")
-    lora.add_argument("--lora-alpha", type=float, default=32.0, help="scale is alpha / rank (default %(default)s)")
-    lora.add_argument("--lora-dropout", type=float, default=0.0, help="above 0 the first ratio is not 1 (default %(default)s)")
-    lora.add_argument("--lora-targets", default="q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
-                      help="(default %(default)s)")
+from world import Sampler, World, load_policy, load_tasks, make_sampler, vllm_samplers
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_flags(parser)
-    add_shared_flags(parser)
-    parser.add_argument("--help-markdown", action=HelpMarkdown, nargs=0, help="these flags as tables")
-    parser.set_defaults(**preset_defaults(arguments, parser))
-    args = parser.parse_args(arguments)
-    if args.async_depth and args.tis_cap is None:
-        args.tis_cap = 2.0
-    if args.resume:  # a run goes on with its own flags; only --steps may be raised, and a server may have moved
-        given = {word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments) if word.startswith("--")}
-        if extra := given - {"--resume", "--out", "--steps", "--executor-url", "--policy-url", "--quiet", "--log-json"}:
-            raise UsageError(f"--resume takes the run's own flags; remove {', '.join(sorted(extra))}")
-        moved = {name: getattr(args, name) for name in ("steps", "executor_url", "policy_url")
-                 if f"--{name.replace('_', '-')}" in given}
-        stored = vars(args) | RunDir(args.out).read_args()["flags"] | moved
-        args = argparse.Namespace(**stored | {"out": args.out, "resume": True, "quiet": args.quiet, "log_json": args.log_json})
-    return args
+    return parse_training(arguments, __doc__)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -377,9 +298,9 @@ def environment(args: argparse.Namespace, world: World) -> dict[str, Any]:
 INTERRUPTED = f"train.py: interrupted{', as all ranks are when one has ended' * ranks.BY_TORCHRUN}; continue with --resume"
 
 
-def main() -> None:
+def main(args: argparse.Namespace | None = None) -> None:
     try:
-        args = parse_args()
+        args = args or parse_args()
         with ranks.joined(args.device) as args.device:
             if not args.check:
                 train(args)
@@ -393,4 +314,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     end_on_signals(INTERRUPTED)
-    main()
+    main(ARGS)

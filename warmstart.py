@@ -37,8 +37,8 @@ from edits import TAGS, Edit, parse_edit
 from policy import ChatTokenizer
 from qwen3 import Qwen3, Qwen3Config
 from tasks import Task, toy_tasks
+from toys import TOY_CANVAS, TOY_SOURCES
 
-TOY_SOURCES = ("toy_math", "toy_qa", "toy_code")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen's pre-tokenizer: contractions, words, single digits, punctuation, line breaks, blanks.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -51,8 +51,7 @@ EPOCHS = 3
 BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many tokens
 PEAK_LR = 4e-3
 READING = 0.5  # weight of predicting the task and the feedback: what a policy cannot read it cannot learn to use
-# A canvas for a policy that is too small to read descriptions: names only, short feedback, short episodes.
-CANVAS = CanvasConfig(max_turns=8, feedback_chars=200, problem_chars=600, brief=True)
+CANVAS = CanvasConfig(**TOY_CANVAS)
 
 
 def tiny_config(vocab: int) -> Qwen3Config:

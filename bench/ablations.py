@@ -34,12 +34,12 @@ import baselines
 import cwrpo
 import eval as evaluation
 import train
-from flags import World, load_policy, load_tasks, make_sampler, ood_toys
 from metrics import evaluation_record
 from rewards import grade
 from rollout import Trajectory
 from rundir import RunDir, end_on_signals
 from warmstart import tiny_policy
+from world import World, load_policy, load_tasks, make_sampler, ood_toys
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "ablations"

@@ -29,11 +29,11 @@ import ablations
 import baselines
 import train
 from canvas import Canvas
-from flags import World, load_tasks, ood_toys
 from graph import Graph, GraphError
 from rewards import grade
 from rundir import end_on_signals
 from tasks import Task
+from world import World, load_tasks, ood_toys
 
 RESULTS = Path(__file__).parent / "results" / "controls"
 TRIES = 1000  # of a shuffle, before the workflow is played as it is

@@ -14,9 +14,9 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from eval import rollout_config
-from flags import World, load_tasks, make_sampler
 from rollout import rollout
 from train import check_flags, choose_jobs, make_model, parse_args
+from world import World, load_tasks, make_sampler
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ import torch
 import train
 from cwrpo import Batch, UpdateConfig, batch_logprobs, batch_loss, collate, group_advantages, uniform_groups, update
 from eval import rollout_config
-from flags import World, make_sampler
 from lora import disable_lora, lora_layers, lora_parameters
 from policy import ChatTokenizer
 from qwen3 import Qwen3
 from rollout import Job, Trajectory, rollout, turn_seed
 from tasks import toy_tasks
+from world import World, make_sampler
 
 ENTRY = ("model.layers.1.self_attn.v_proj", 0, 0)    # of a B matrix: the weight whose gradient is shown
 STEP = 0.03

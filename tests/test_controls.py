@@ -10,10 +10,10 @@ import pytest
 
 import baselines
 import train
-from flags import World, load_tasks, ood_toys
 from graph import Graph
 from rewards import grade
 from tasks import toy_tasks
+from world import World, load_tasks, ood_toys
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import controls

@@ -20,8 +20,8 @@ import play
 import terminal
 import trackers
 import train
-from flags import World
 from graph import Graph
+from world import World
 
 SMALL = ["--tasks-per-source", "1", "--rollouts-per-task", "2", "--eval-tasks", "2", "--max-turns", "2", "--max-context", "1200"]
 LONG = "R 0.57 R_div=1 0.96 acc 0.62 gnorm 0.08 uni 0.11 123456 tok/s " * 2

@@ -118,7 +118,7 @@ def test_every_loss_norm_reaches_the_update(norm: str) -> None:
 
 def test_every_flag_is_read() -> None:
     """A flag that no code reads promises something that does not happen."""
-    sources = {name: (ROOT / f"{name}.py").read_text() for name in ("train", "eval", "flags", "summary")}
+    sources = {name: (ROOT / f"{name}.py").read_text() for name in ("train", "eval", "flags", "world", "summary")}
     code = re.sub(r"add_argument\(.*", "", "\n".join(sources.values()))
     flags = re.findall(r'add_argument\("--([a-z-]+)"', "\n".join(sources.values()))
     assert len(flags) > 40
@@ -150,6 +150,53 @@ def test_help_is_a_manual_with_three_examples(program: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
     assert done.stdout.count(f"python {program} ") + done.stdout.count(f"python {program}\n") >= 3  # example commands
+
+
+WHAT_WAS_IMPORTED = """
+import runpy, sys
+before, sys.argv = set(sys.modules), sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("imported:", *sorted({name.split(".")[0] for name in sys.modules.keys() - before}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (["train.py", "--help"], 0, "--lora-rank"), (["train.py", "--help-markdown"], 0, "| `--lora-rank"),
+    (["train.py", "--lora-rnk", "4"], 2, "unrecognized arguments: --lora-rnk 4"),
+    (["train.py", "--resume", "--lr", "1"], 1, "train.py: --resume takes the run's own flags; remove --lr"),
+    (["train.py", "--resume", "--out", "no_such_run"], 1, "train.py: no_such_run is not a run directory"),
+    (["eval.py", "--help"], 0, "--baseline"), (["eval.py", "--runs", "many"], 2, "invalid int value: 'many'")])
+def test_flags_are_answered_before_anything_is_imported_but_our_files_and_pythons(words: list[str], code: int, said: str) -> None:
+    """torch alone takes seconds."""
+    done = subprocess.run(command("-c", WHAT_WAS_IMPORTED, *words), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    (_, *imported), = (line.split() for line in done.stderr.splitlines() if line.startswith("imported: "))
+    assert set(imported) - sys.stdlib_module_names - {path.stem for path in ROOT.glob("*.py")} == set()
+    assert "flags" in imported
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True)
+
+
+SIGNAL_DURING_IMPORT = """
+import os, runpy, sys
+module, number, *sys.argv = sys.argv[1:]
+class Finder:
+    def find_spec(name, *_):
+        if name == module:
+            try: os.kill(os.getpid(), int(number))
+            except BaseException as error: raise ImportError("some packages say that of whatever happens") from error
+sys.meta_path.insert(0, Finder)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+@pytest.mark.parametrize("module", ["torch", "flags"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_during_the_imports_ends_the_program_with_a_line(number: int, module: str, program: str) -> None:
+    done = subprocess.run(command("-c", SIGNAL_DURING_IMPORT, module, int(number), program), cwd=ROOT, capture_output=True,
+                          text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{program}: interrupted\n")
 
 
 @pytest.mark.parametrize(("words", "expected"), [
@@ -224,7 +271,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_keeps_the_checkpoint(
 def test_a_full_disk_is_named_with_the_file_that_did_not_fit(write: object, tmp_path: Path,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on the size of files stands for the disk: it fails in the same calls."""
-    monkeypatch.setattr("rundir.save_adapter", lambda model, directory: directory.mkdir())
+    monkeypatch.setattr("lora.save_adapter", lambda model, directory: directory.mkdir())
     run = RunDir(tmp_path / "run")
     run.create({"flags": {}})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -247,7 +294,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_reported_and_leaves_nothing_
         directory.mkdir()
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("rundir.save_adapter", full)
+    monkeypatch.setattr("lora.save_adapter", full)
     run = RunDir(tmp_path / "run")
     run.create({"flags": {}})
     model = torch.nn.Linear(2, 2)
