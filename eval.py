@@ -45,7 +45,7 @@ from lora import add_lora, load_adapter, read_adapter
 from metrics import evaluation_record
 from policy import ChatTokenizer
 from rollout import Job, RolloutConfig, Trajectory, rollout, turn_seed
-from rundir import RunDir, end_on_signals
+from rundir import RunDir, end_on_signals, naming_lacks
 from sandbox import SandboxError
 from tasks import Task, TaskError, read_tasks
 from terminal import workflows_text
@@ -347,7 +347,8 @@ INTERRUPTED = "eval.py: interrupted"
 
 def main(args: argparse.Namespace | None = None) -> None:
     try:
-        run(args or parse_args())
+        with naming_lacks():
+            run(args or parse_args())
     except (ValueError, OSError, ExecutorError, ServerError, json.JSONDecodeError) as error:
         sys.exit(f"eval.py: {error}")
     except KeyboardInterrupt:

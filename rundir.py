@@ -67,6 +67,25 @@ def end_on_signals(message: str, seconds: float = 1.5) -> None:
         signal.signal(number, end)
 
 
+LACKS = {"can't start new thread": "raise `ulimit -u` and `ulimit -v`, or lower --executor-concurrency",
+         "out of memory": "lower --micro-batch-tokens, or set --gradient-checkpointing",
+         "can't allocate memory": "lower --micro-batch-tokens, or set --gradient-checkpointing"}
+
+
+@contextmanager
+def naming_lacks() -> Iterator[None]:
+    """Make an OSError that says what to do of the errors with which Python and torch report that the machine lacks threads
+    or memory; other RuntimeErrors are bugs, and pass with their traceback."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = f"out of memory {error}" if isinstance(error, MemoryError) else str(error)
+        for words, advice in LACKS.items():
+            if words in said:
+                raise OSError(f"{said.splitlines()[0]}; {advice}. A run goes on with --resume") from error
+        raise
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Make an error of writing, such as that of a full disk, say which file it was."""

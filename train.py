@@ -51,7 +51,7 @@ from qwen3 import Qwen3
 from ranks import RankError
 from rewards import grade
 from rollout import Job, Trajectory, rollout, turn_seed
-from rundir import ReadOnly, RunDir, end_on_signals
+from rundir import ReadOnly, RunDir, end_on_signals, naming_lacks
 from summary import finish
 from tasks import Task, toy_tasks
 from terminal import Progress
@@ -301,7 +301,7 @@ INTERRUPTED = f"train.py: interrupted{', as all ranks are when one has ended' * 
 def main(args: argparse.Namespace | None = None) -> None:
     try:
         args = args or parse_args()
-        with ranks.joined(args.device) as args.device:
+        with naming_lacks(), ranks.joined(args.device) as args.device:
             if not args.check:
                 train(args)
             elif not check(args):

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from lora import add_lora, disable_lora, lora_parameters
 from policy import InProcessSampler
 from qwen3 import Qwen3
 from rollout import Job, RolloutConfig, Trajectory, rollout
-from rundir import RunDir, RunError
+from rundir import RunDir, RunError, naming_lacks
 from tasks import toy_tasks
 
 ROOT = Path(__file__).parent.parent
@@ -263,6 +264,30 @@ def test_a_full_disk_ends_the_run_with_a_message_and_keeps_the_checkpoint(
     out = tmp_path / "run"
     assert "No space left" in fails(capsys, train.main, "--out", out, "--model", tiny_model, "--steps", 2, *SMALL)
     assert (out / "latest").read_text() == "checkpoints/step_000001\n"
+
+
+def no_thread() -> None:
+    raise RuntimeError("can't start new thread")  # as threading does; a limit on processes does not bind root
+
+
+@pytest.mark.parametrize(("lacks", "advice"), [
+    (no_thread, "can't start new thread; raise `ulimit -u`"),
+    (lambda: bytearray(2**60), "lower --micro-batch-tokens"),
+    (lambda: torch.empty(2**50), "can't allocate memory"),
+])
+@pytest.mark.parametrize(("program", "makes"), [(train, "World"), (evaluation, "JudgedWorld")])
+def test_a_machine_without_threads_or_memory_is_named_with_what_to_do(
+        tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, program: ModuleType,
+        makes: str, lacks: Callable[[], object], advice: str) -> None:
+    monkeypatch.setattr(program, makes, lambda args: lacks())
+    message = fails(capsys, program.main, "--model", tiny_model, "--out", tmp_path / "run")
+    assert advice in message
+    assert "--resume" in message
+
+
+def test_an_error_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes do not fit"), naming_lacks():
+        raise RuntimeError("shapes do not fit")
 
 
 @pytest.mark.parametrize("write", [lambda run: run.append("metrics.jsonl", {"step": 1}), lambda run: run.write_json("x.json", {}),
