@@ -31,13 +31,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
         "tasks_per_source": 6, "rollouts_per_task": 6, "group_by": "task", "lr": 1e-4, "kl_coef": 0.005,
         "lora_rank": 32, "lora_alpha": 64.0, "steps": 200, "brief": False,
-        "max_turns": 12, "feedback_chars": 800, "problem_chars": 6000, "dtype": "bfloat16",
+        "max_turns": 12, "feedback_chars": 800, "dtype": "bfloat16",
         "lora_targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "gradient_checkpointing": True},
     "paper": {
         "tasks_per_source": 6, "rollouts_per_task": 1, "group_by": "source", "lr": 1e-5, "lora_rank": 64, "lora_alpha": 64.0,
         "lora_dropout": 0.05, "lora_targets": "q_proj,k_proj,v_proj,o_proj", "steps": 300, "warmup_steps": 10,
         "temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_new_tokens": 2048, "max_turns": 20, "feedback_chars": 800,
-        "problem_chars": 6000, "brief": False, "prompt_mode": "ask", "finish_rules": "operators,checker,structure,test",
+        "brief": False, "prompt_mode": "ask", "finish_rules": "operators,checker,structure,test",
         "weight_decay": 0.01, "kl_coef": 0.005, "dtype": "bfloat16", "gradient_checkpointing": True},
 }
 
@@ -83,8 +83,8 @@ class UsageError(ValueError):
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     world = parser.add_argument_group("tasks")
     world.add_argument("--data", nargs="+", metavar="FILE", help="task files (JSONL); default: the built-in toy tasks")
-    world.add_argument("--eval-data", nargs="+", metavar="FILE", help="held-out task files; default: a part of --data")
-    world.add_argument("--eval-tasks", type=int, default=64, help="held-out tasks per source, at most (default %(default)s)")
+    world.add_argument("--eval-tasks", type=int, default=64,
+                       help="held out of each source, of --data at most a quarter (default %(default)s)")
     world.add_argument("--seed", type=int, default=0, help="of tasks, sampling and simulation (default %(default)s)")
 
     policy = parser.add_argument_group("policy")
@@ -100,21 +100,17 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--policy-url", nargs="+", metavar="URL",
                         help="vLLM server(s) that sample the policy (scripts/serve_vllm.sh); default: this process does")
     policy.add_argument("--policy-timeout", type=float, default=600.0, metavar="SECONDS",
-                        help="for one turn, the server's queue included (default %(default)s)")
-    policy.add_argument("--policy-wait", type=float, default=300.0, metavar="SECONDS",
-                        help="how long the (last) server may be away, as for a restart (default %(default)s)")
-    policy.add_argument("--adapter-dir", type=Path, metavar="DIR", help="where adapters are handed to the server, which must "
-                        "read them under the same path; default: beside --out")
+                        help="for one turn, the server's queue included, and for a restart of the last server that is left "
+                             "(default %(default)s)")
 
     canvas = parser.add_argument_group("canvas")
     canvas.add_argument("--max-turns", type=int, default=TOY_CANVAS["max_turns"], help="turns an episode (default %(default)s)")
     canvas.add_argument("--prompt-mode", choices=("inline", "ask"), default="inline",
                         help="ask: the canvas asks for each new node's prompt, as in the paper (default %(default)s)")
     canvas.add_argument("--feedback-chars", type=int, default=TOY_CANVAS["feedback_chars"], help="at most (default %(default)s)")
-    canvas.add_argument("--problem-chars", type=int, default=TOY_CANVAS["problem_chars"],
-                        help="of the problem shown to the policy; executors read all of it (default %(default)s)")
     canvas.add_argument("--brief", action=argparse.BooleanOptionalAction, default=TOY_CANVAS["brief"],
-                        help="a system prompt of names only, for very small policies")
+                        help="for very small policies: a system prompt of names only, and of a problem "
+                             f"{TOY_CANVAS['problem_chars']} characters (executors read all of it)")
     canvas.add_argument("--finish-rules", default="", metavar="RULES", help=f"what finish demands: {','.join(FINISH_RULES)}")
     canvas.add_argument("--min-operators", type=int, default=5, help="for finish and reward (default %(default)s)")
     canvas.add_argument("--allow-answer-tag", action="store_true", help="let the policy overrule the graph's answer")
@@ -171,7 +167,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def check_shared_flags(args: argparse.Namespace) -> None:
     """Refuse contradictions before anything is loaded or written. Raises UsageError."""
-    positive = ("eval_tasks", "max_new_tokens", "max_turns", "min_operators", "problem_chars", "executor_concurrency")
+    positive = ("eval_tasks", "max_new_tokens", "max_turns", "min_operators", "executor_concurrency")
     for name in positive:
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
@@ -181,8 +177,8 @@ def check_shared_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--top-p is {args.top_p}; it must lie in (0, 1]")
     if args.feedback_chars < 200:
         raise UsageError(f"--feedback-chars is {args.feedback_chars}; status, workflow and turn need at least 200")
-    if args.policy_timeout <= 0 or args.policy_wait < 0:
-        raise UsageError(f"--policy-timeout {args.policy_timeout}, --policy-wait {args.policy_wait}: seconds, above 0")
+    if args.policy_timeout <= 0:
+        raise UsageError(f"--policy-timeout is {args.policy_timeout}; it must be above 0 seconds")
     if args.policy_url and len(set(args.policy_url)) < len(args.policy_url):
         raise UsageError(f"--policy-url names a server twice: {' '.join(args.policy_url)}")
     if bool(args.executor_url) != bool(args.executor_model):
@@ -200,8 +196,6 @@ def check_shared_flags(args: argparse.Namespace) -> None:
         raise UsageError("--replay needs --executor-cache DIR, where the replies were recorded")
     if args.replay and not Path(args.executor_cache).is_dir():
         raise UsageError(f"--replay: there is no directory {args.executor_cache}, so nothing was recorded")
-    if args.eval_data and not args.data:
-        raise UsageError("--eval-data without --data: training would use the toy tasks")
     if unknown := set(filter(None, args.finish_rules.split(","))) - set(FINISH_RULES):
         raise UsageError(f"--finish-rules: unknown {', '.join(sorted(unknown))}; known are {', '.join(FINISH_RULES)}")
     if args.device.startswith("cuda"):

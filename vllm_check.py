@@ -147,7 +147,7 @@ def repair(message: str, rank: int) -> str:
         allowed = next(n for n in (1, 8, 16, 32, 64, 128, 256, 320, 512, rank) if n >= rank)
         return f"; start the server with --max-lora-rank {allowed}"
     if "No adapter found" in message:
-        return "; give an --adapter-dir that the server can read under the same path"
+        return "; the server must be able to read it under the same path: choose an --out where it can"
     if "not enabled" in message.lower() or "lora_manager" in message.lower():
         return "; start the server with --enable-lora"
     return ""

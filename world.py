@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from rewards import grade, reward
 from rollout import Trajectory
 from tasks import Task, read_tasks, toy_tasks
 from terminal import Progress
-from toys import OOD, TOY_SOURCES
+from toys import OOD, TOY_CANVAS, TOY_SOURCES
 from vllm_check import require
 from vllm_fleet import AWAY_SECONDS, Fleet
 from vllm_sampler import VLLMSampler
@@ -39,14 +38,11 @@ def load_tasks(args: argparse.Namespace, n_toy: int = 128) -> tuple[list[Task], 
     """(training tasks, held-out tasks), disjoint by problem text."""
     if args.data:
         train = read_tasks(args.data)
-        if args.eval_data:
-            held_out = _first_of_each_source(read_tasks(args.eval_data), args.eval_tasks)
-        else:  # a quarter of each source, at most; which ones depends on the seed alone
-            shuffled = random.Random(f"{args.seed}/held out").sample(train, len(train))
-            sizes = {source: sum(t.source == source for t in train) for source in {t.source for t in train}}
-            held_out = []
-            for source, size in sorted(sizes.items()):
-                held_out += [t for t in shuffled if t.source == source][: min(args.eval_tasks, size // 4)]
+        shuffled = random.Random(f"{args.seed}/held out").sample(train, len(train))  # which ones depends on the seed alone
+        sizes = {source: sum(t.source == source for t in train) for source in {t.source for t in train}}
+        held_out = []
+        for source, size in sorted(sizes.items()):
+            held_out += [t for t in shuffled if t.source == source][: min(args.eval_tasks, size // 4)]
     else:
         train = [task for source in TOY_SOURCES for task in toy_tasks(source, n_toy, args.seed)]
         held_out = [task for source in TOY_SOURCES for task in toy_tasks(source, args.eval_tasks, args.seed + 500_000)]
@@ -60,16 +56,6 @@ def load_tasks(args: argparse.Namespace, n_toy: int = 128) -> tuple[list[Task], 
 def ood_toys(args: argparse.Namespace) -> list[Task]:
     """Toy tasks of sources that are never trained on: the test of what carries over."""
     return [task for source in OOD for task in toy_tasks(source, args.eval_tasks, args.seed + 500_000)]
-
-
-def _first_of_each_source(tasks: Sequence[Task], n: int) -> list[Task]:
-    taken: dict[str, int] = {}
-    kept = []
-    for task in tasks:
-        taken[task.source] = taken.get(task.source, 0) + 1
-        if taken[task.source] <= n:
-            kept.append(task)
-    return kept
 
 
 def players(args: argparse.Namespace) -> int:
@@ -110,7 +96,8 @@ class World:
         self.config = CanvasConfig(
             max_turns=args.max_turns, feedback_chars=args.feedback_chars, prompt_mode=args.prompt_mode,
             finish_rules=tuple(filter(None, args.finish_rules.split(","))), min_operators=args.min_operators,
-            allow_answer_tag=args.allow_answer_tag, brief=args.brief, problem_chars=args.problem_chars)
+            allow_answer_tag=args.allow_answer_tag, brief=args.brief,
+            problem_chars=TOY_CANVAS["problem_chars"] if args.brief else CanvasConfig.problem_chars)
 
     def new_canvas(self, task: Task) -> Canvas:
         return Canvas(task, self.library, self.backend, self.config)
@@ -155,14 +142,14 @@ def make_sampler(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenize
         for sampler in samplers:
             sampler.close()
         raise
-    return samplers[0] if len(samplers) == 1 else Fleet(samplers, args.policy_wait)
+    return samplers[0] if len(samplers) == 1 else Fleet(samplers, args.policy_timeout)
 
 
 def vllm_samplers(args: argparse.Namespace, model: Qwen3, tokenizer: ChatTokenizer) -> list[VLLMSampler]:
     """A sampler for each --policy-url. With several, a dead server is left after seconds: the others go on."""
     out, several = Path(args.out or f"runs/eval-{os.getpid()}"), len(args.policy_url) > 1
     names = [f"{out.name}-{i}" if several else out.name for i in range(len(args.policy_url))]
-    return [VLLMSampler(url, model, tokenizer, Path(args.adapter_dir or out.parent) / f"{name}.adapters",
+    return [VLLMSampler(url, model, tokenizer, out.parent / f"{name}.adapters",
                         temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, max_context=args.max_context,
-                        timeout=args.policy_timeout, patience=AWAY_SECONDS if several else args.policy_wait)
+                        timeout=args.policy_timeout, patience=AWAY_SECONDS if several else args.policy_timeout)
             for url, name in zip(args.policy_url, names, strict=True)]

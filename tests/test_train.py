@@ -35,6 +35,7 @@ from qwen3 import Qwen3
 from rollout import Job, RolloutConfig, Trajectory, rollout
 from rundir import RunDir, RunError, naming_lacks
 from tasks import toy_tasks
+from world import World
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--tasks-per-source", "1", "--rollouts-per-task", "2", "--eval-tasks", "2", "--max-turns", "3", "--no-baselines",
@@ -101,6 +102,11 @@ def test_help_shows_the_defaults_of_the_preset(program: object, words: list[str]
     with pytest.raises(SystemExit):
         program.parse_args(words)
     assert f"and so of scoring (default {shown})" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("words", "chars"), [([], 600), (["--no-brief"], 6000), (["--preset", "paper"], 6000)])
+def test_a_brief_policy_reads_the_beginning_of_a_problem(words: list[str], chars: int) -> None:
+    assert World(arguments(*words)).config.problem_chars == chars
 
 
 @pytest.mark.parametrize(("words", "told"), [([], False), (["--top-p", "0.95"], True), (["--top-k", "20"], True),
@@ -211,6 +217,7 @@ def test_a_signal_during_the_imports_ends_the_program_with_a_line(number: int, m
     (["--top-p", 1.5], "--top-p"),
     (["--steps", 0], "--steps"),
     (["--feedback-chars", 50], "--feedback-chars"),
+    (["--policy-timeout", 0], "--policy-timeout"),
     (["--reward-weights", "1,2"], "--reward-weights"),
     (["--finish-rules", "checker,magic"], "magic"),
     (["--model", "no_such_model"], "no_such_model"),

@@ -201,7 +201,7 @@ def test_a_run_trains_with_policy_and_executor_on_one_server(server: Server, pad
 
 def test_a_run_outlives_its_server(server: Server, padded_model: Path, tmp_path: Path) -> None:
     """SIGKILL of the server of policy and executor in the middle of a step, then a new one: the run goes on and ends."""
-    run = train("--model", padded_model, "--policy-url", server.url, "--policy-wait", 1200, "--out", tmp_path / "run",
+    run = train("--model", padded_model, "--policy-url", server.url, "--policy-timeout", 1200, "--out", tmp_path / "run",
                 "--executor-url", server.url, "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}',
                 "--executor-timeout", 600, *SMALL)
     try:

@@ -454,7 +454,7 @@ def test_an_adapter_directory_that_the_server_cannot_see_is_named(make: Callable
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     load = FakeVLLM.load
     monkeypatch.setattr(FakeVLLM, "load", lambda self, name, path: load(self, name, path and f"/elsewhere{path}"))
-    assert "--adapter-dir" in found(make(loaded=False))["LoRA"]
+    assert "choose an --out where it can" in found(make(loaded=False))["LoRA"]
 
 
 def test_without_a_server_there_is_one_line_and_it_says_how_to_start_one(make: Callable, server: FakeVLLM) -> None:
