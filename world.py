@@ -43,6 +43,9 @@ def load_tasks(args: argparse.Namespace, n_toy: int = 128) -> tuple[list[Task], 
         held_out = []
         for source, size in sorted(sizes.items()):
             held_out += [t for t in shuffled if t.source == source][: min(args.eval_tasks, size // 4)]
+        if not held_out:
+            raise UsageError(f"{', '.join(map(str, args.data))}: {len(train)} tasks; at least 4 of a source are needed, "
+                             "as a quarter is held out")
     else:
         train = [task for source in TOY_SOURCES for task in toy_tasks(source, n_toy, args.seed)]
         held_out = [task for source in TOY_SOURCES for task in toy_tasks(source, args.eval_tasks, args.seed + 500_000)]

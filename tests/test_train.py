@@ -240,6 +240,12 @@ def test_an_empty_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no tasks" in fails(capsys, train.main, "--out", tmp_path / "run", "--data", tmp_path / "empty.jsonl")
 
 
+def test_tasks_that_leave_none_to_hold_out_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "three.jsonl"
+    file.write_text("".join(f'{{"problem": "{n}+1?", "ground_truth": "{n + 1}", "source": "gsm8k"}}\n' for n in range(3)))
+    assert "at least 4 of a source" in fails(capsys, train.main, "--out", tmp_path / "run", "--data", file)
+
+
 def test_an_existing_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "metrics.jsonl").write_text("precious\n")
     assert "--resume" in fails(capsys, train.main, "--out", tmp_path)
