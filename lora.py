@@ -14,16 +14,15 @@ Three decisions:
 
 import argparse
 import copy
-import importlib
 import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from publish import hub, model_card, push
 from shards import SHARD_BYTES
 
 PREFIX = "base_model.model."                        # what PEFT puts before every module name
@@ -306,63 +306,63 @@ def merge_directory(model_dir: Path, adapter: Path, out: Path, shard_bytes: int 
                 shutil.copyfile(model_dir / name, temporary / name)
 
 
-def hub() -> ModuleType:
-    """Return huggingface_hub; ValueError says how to get it."""
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise ValueError("--push needs huggingface_hub: pip install huggingface_hub, then `hf auth login`") from None
-
-
-def push(directory: Path, repo: str, public: bool) -> str:
-    """Upload a directory to the Hugging Face hub and return its address; the repository is private unless `public`.
-
-    Raises ValueError, before anything is uploaded, for a repository that exists and is public when `public` is not given.
-    """
-    api = hub().HfApi()
-    url = api.create_repo(repo, private=not public, exist_ok=True)
-    if not public and not api.repo_info(repo).private:
-        raise ValueError(f"{repo} exists and is public; give --public to publish there, or name another repository")
-    api.upload_folder(repo_id=repo, folder_path=directory)
-    return str(url)
-
-
-EXAMPLES = """LoRA adapters in PEFT's format. `merge --help` has the flags.
+EXAMPLES = """LoRA adapters in PEFT's format. `merge --help` and `push --help` have the flags.
 
     python lora.py merge --model Qwen3-0.6B --adapter runs/real/checkpoints/step_000200 --out merged
     python lora.py merge --model Qwen3-8B --adapter adapter --out merged --max-shard-gb 2      files of 2 GB at most
     python lora.py merge --model Qwen3-0.6B --adapter adapter --out merged --push user/name    private, unless --public
+    python lora.py push --adapter runs/real/checkpoints/step_000200 --eval runs/real-eval --to user/name    the adapter alone
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("merge", help="add an adapter into its base model and write a plain model directory")
     command.add_argument("--model", type=Path, required=True, help="Hugging Face directory of the base model")
-    command.add_argument("--adapter", type=Path, required=True, help="PEFT adapter directory")
     command.add_argument("--out", type=Path, required=True, help="directory to write; must be new or empty")
     command.add_argument("--max-shard-gb", type=float, default=SHARD_BYTES / 1e9,
                          help="a larger model is written as several files of at most this size (default %(default)g)")
     command.add_argument("--push", metavar="REPO", help="then upload it to this repository of the Hugging Face hub (user/name)")
-    command.add_argument("--public", action="store_true", help="with --push: a public repository (default: a private one)")
+    upload = commands.add_parser("push", help="upload an adapter with its card, without merging it")
+    upload.add_argument("--to", dest="push", metavar="REPO", required=True, help="repository of the Hugging Face hub (user/name)")
+    for either in (command, upload):
+        either.add_argument("--adapter", type=Path, required=True, help="PEFT adapter directory, as a run's checkpoint")
+        either.add_argument("--eval", type=Path, metavar="DIR", help="eval.py's --out: its table goes into the card, README.md")
+        either.add_argument("--public", action="store_true", help="a public repository (default: a private one)")
     args = parser.parse_args(arguments)
     if args.public and not args.push:
         parser.error("--public needs --push")
-    if not args.max_shard_gb > 0:
+    if args.command == "merge" and not args.max_shard_gb > 0:
         parser.error(f"--max-shard-gb must be above 0, got {args.max_shard_gb}")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
     try:
         if args.push:
             hub()  # before the minutes that merging takes
-        merge_directory(args.model, args.adapter, args.out, int(args.max_shard_gb * 1e9))
+        read_adapter(args.adapter)
+        card = model_card(args.adapter, args.model if args.command == "merge" else None, args.eval)
+        if args.command == "merge":
+            merge_directory(args.model, args.adapter, args.out, int(args.max_shard_gb * 1e9))
+            (args.out / "README.md").write_text(card, encoding="utf-8")
+            print(f"merged {args.adapter} into {args.model}: {args.out}")
     except (ValueError, OSError) as error:
-        raise SystemExit(f"lora.py merge: {error}") from None
-    print(f"merged {args.adapter} into {args.model}: {args.out}")
-    if args.push:
+        raise SystemExit(f"lora.py {args.command}: {error}") from None
+    if not args.push:
+        return
+    with tempfile.TemporaryDirectory() as place:  # a checkpoint also holds the optimiser, which nobody wants
+        if args.command == "push":
+            for name in (CONFIG, WEIGHTS):
+                shutil.copyfile(args.adapter / name, Path(place) / name)
+            (Path(place) / "README.md").write_text(card, encoding="utf-8")
         try:
-            print(f"uploaded: {push(args.out, args.push, args.public)}")
+            print(f"uploaded: {push(args.out if args.command == 'merge' else Path(place), args.push, args.public)}")
         except Exception as error:  # the library's own, its HTTP client's, the system's: they have no base in common
-            raise SystemExit(f"lora.py merge: {args.out} is written but was not uploaded: {error!r}") from None
+            written = f"{args.out} is written but was" if args.command == "merge" else f"{args.adapter} was"
+            raise SystemExit(f"lora.py {args.command}: {written} not uploaded: {error!r}") from None
 
 
 if __name__ == "__main__":

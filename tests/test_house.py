@@ -10,7 +10,7 @@ FILES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sort
 ENVIRONMENT = {"sandbox", "contain", "judge", "wire", "codec", "memo", "tasks", "toys", "convert", "backends", "endpoint",
                "simulated", "operators", "graph", "edits", "canvas", "rewards", "mathgrade", "codegrade", "report", "baselines",
                "metrics", "stats", "play", "llm_judge", "curves", "terminal", "trackers", "hacks"}
-MODEL = {"lora", "qwen3", "shards", "policy", "vllm_server", "vllm_sampler", "vllm_fleet", "vllm_check", "memory"}
+MODEL = {"lora", "qwen3", "shards", "policy", "vllm_server", "vllm_sampler", "vllm_fleet", "vllm_check", "memory", "publish"}
 
 
 def imports(tree: ast.AST, top_only: bool = False) -> set[str]:

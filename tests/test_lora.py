@@ -431,7 +431,7 @@ def test_merge_command_writes_a_model_that_transformers_loads(tmp_path: Path) ->
     model = lora_model()
     arguments = merge_arguments(tmp_path, model)
     lora.main(arguments)
-    assert {path.name for path in (tmp_path / "m").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == FILES
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     torch.testing.assert_close(merged(ids()).logits, model(ids()), rtol=1e-4, atol=1e-4)
     with pytest.raises(SystemExit, match="exists and holds other files"):
@@ -500,7 +500,7 @@ class Hub:
         self.asked.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+FILES = ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
 
 
 @pytest.mark.parametrize(("public", "is_private"), [(False, True), (True, False), (True, True)])
