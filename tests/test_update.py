@@ -2,8 +2,10 @@
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from tiny import Sample, Tiny, V, full_logprobs, some_trajectories, without_lora
 from torch import Tensor
 
+import cwrpo
 from cwrpo import (
     Batch,
     UpdateConfig,
@@ -78,6 +81,13 @@ def test_collate_takes_a_trajectory_without_any_token() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The update
+
+
+def test_every_setting_is_read() -> None:
+    """A loss term whose coefficient batch_loss does not hand over would be tested, have a flag, and do nothing."""
+    source = Path(cwrpo.__file__).read_text()
+    assert [field.name for field in fields(UpdateConfig) if not re.search(rf"config\.{field.name}\b", source)] == []
+
 
 PLAIN = UpdateConfig(max_grad_norm=math.inf, kl_coef=0.1, entropy_coef=0.05, micro_batch_tokens=40, chunk=3)
 
