@@ -1,6 +1,7 @@
 """Fixtures for tests that play whole episodes or talk to a server."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import torch
 from fault_server import Answer, Behaviour, FaultServer
 
 import backends
+import report
 import warmstart
 from qwen3 import Qwen3
 
@@ -37,12 +39,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
+@pytest.fixture(autouse=True)
+def few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curves of a run are drawn where they are looked at: to draw them takes longer than a step of the tiny policy."""
+    if request.path.stem not in ("test_report", "test_terminal"):
+        monkeypatch.setattr(report, "write_curves", lambda runs, path: path)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy directory as warmstart makes it, from few episodes: it runs, and writes an edit now and then."""
-    directory = tmp_path_factory.mktemp("policy") / "tiny"
-    warmstart.build(directory, episodes=30, progress=False)
-    return directory
+    """A policy directory as warmstart makes it, from few episodes: it runs, and writes an edit now and then.
+
+    The worker that needs it first makes it for all.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with (root / "policy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "tiny").exists():
+            warmstart.build(root / "tiny", episodes=30, progress=False)
+    return root / "tiny"
 
 
 @pytest.fixture(scope="session")

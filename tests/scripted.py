@@ -15,9 +15,10 @@ CODE = Task("c1", "mbpp", "code", "Write double(x).", ("def double(x):\n    retu
 ASK = Request(MATH, "Custom", "Solve.", "Solve.\n\n## Problem\nWhat is 6 * 7?", {"problem": "What is 6 * 7?"})
 
 # `python -c` of this trains with a policy whose every turn is a legal edit, whatever it wrote: one that has seen thirty
-# episodes might never write one, and so never call the executor.
+# episodes might never write one, and so never call the executor. It draws no curves (see conftest.few_pictures).
 TRAIN_WITH_LEGAL_EDITS = """
-import canvas, runpy
+import canvas, report, runpy
+report.write_curves = lambda runs, path: path
 EDIT, NAMES = "<action>add</action><operator>{}</operator>", ("Custom", "Format", "Verify")
 canvas.Canvas._edit_or_prompt = lambda self, text: canvas.parse_edit(EDIT.format(NAMES[len(text) % 3]))
 runpy.run_path("train.py", run_name="__main__")

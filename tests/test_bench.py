@@ -1,22 +1,18 @@
 """Every comparison in bench/ runs to its end at its smallest size and writes what it promises; no time is asserted."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from forked import ROOT, Program
 
 
 def run(tmp_path: Path, name: str, *words: object) -> dict[str, Any]:
     """Return the json of one run."""
     out = tmp_path / f"{name}.json"
-    done = subprocess.run([sys.executable, f"bench/{name}.py", "--pairs", "1", "--json", str(out), *map(str, words)],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    program = Program(ROOT / f"bench/{name}.py", "--pairs", 1, "--json", out, *words, place=tmp_path)
+    assert program.ended() == 0, program.err.read_text()
     result = json.loads(out.read_text())
     low, high = result["ratio_range"]
     assert 0 < low <= result["ratio"] <= high

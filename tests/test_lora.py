@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from forked import ROOT, Program
 from safetensors.torch import load_file, save_file
 
 import lora
@@ -462,14 +462,14 @@ def test_a_sharded_merge_says_in_transformers_what_base_and_adapter_say(tmp_path
         assert said != greedy(model, 24)
 
 
-def test_merge_command_fails_with_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_merge_command_fails_with_one_clear_line_and_leaves_nothing(tmp_path: Path,
+                                                                    tmp_path_factory: pytest.TempPathFactory) -> None:
     base_model().save_pretrained(tmp_path / "base")
-    command = [sys.executable, "lora.py", "merge", "--model", str(tmp_path / "base"), "--adapter",
-               str(tmp_path / "nowhere"), "--out", str(tmp_path / "m")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(lora.__file__).parent)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "nowhere is not a PEFT adapter directory: it has no adapter_config.json" in done.stderr
+    command = Program(ROOT / "lora.py", "merge", "--model", tmp_path / "base", "--adapter", tmp_path / "nowhere", "--out",
+                      tmp_path / "m", place=tmp_path_factory.mktemp("said"))
+    assert command.ended() == 1
+    assert command.err.read_text().count("\n") == 1
+    assert "nowhere is not a PEFT adapter directory: it has no adapter_config.json" in command.err.read_text()
     save_adapter(lora_model(), tmp_path / "a")
     config = tmp_path / "base" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 49}))

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fake_vllm import FakeVLLM, Settings
+from forked import Program, as_ranks
 from safetensors.torch import load_file
 from scripted import TRAIN_WITH_LEGAL_EDITS
 from test_update import PLAIN, step
@@ -69,6 +71,11 @@ def test_shared_work_is_done_once_and_comes_back_in_the_order_of_the_items(size:
     assert size == 1 or sum(map(len, done)) == n
 
 
+def in_processes(function: Callable, n: int, *args: object) -> None:
+    """Call function(rank, *args) in n processes at once."""
+    torch.multiprocessing.start_processes(function, args, n, start_method="forkserver")
+
+
 # ---- the step ---------------------------------------------------------------------------------------------------------
 
 SHARES = [(3, 1), (1, 2), (5, 1), (None, 2)]                 # how many of five rank 0 gets and rank 1 the rest; epochs
@@ -89,7 +96,7 @@ def train_on_rank(rank: int, size: int, directory: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_ranks_take_the_same_step_as_one_process_whatever_their_shares(size: int, tmp_path: Path) -> None:
     """To float64's rounding, with unequal shares, ranks without any trajectory, several epochs and a clipped norm."""
-    torch.multiprocessing.spawn(train_on_rank, args=(size, tmp_path), nprocs=size)
+    in_processes(train_on_rank, size, size, tmp_path)
     for i, (_, epochs) in enumerate(SHARES):
         expected, expected_stats = step(some_trajectories(5), replace(PLAIN, epochs=epochs, max_grad_norm=0.5))
         for rank in range(size):
@@ -102,13 +109,19 @@ def test_ranks_take_the_same_step_as_one_process_whatever_their_shares(size: int
 # ---- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def launch(directory: Path, size: int, *words: object, before: str = "") -> subprocess.CompletedProcess:
-    """Run train.py, by torchrun if there are several ranks, with a policy whose every turn is a legal edit."""
+def legal(directory: Path, before: str = "") -> Path:
+    """A script like train.py, with a policy whose every turn is a legal edit."""
     script = directory / "legal.py"
     script.write_text(f"import sys; sys.path.insert(0, '.')\n{before}\n{TRAIN_WITH_LEGAL_EDITS}")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size] if size > 1 else []
-    return subprocess.run(list(map(str, [sys.executable, *torchrun, script, *words])), cwd=ROOT, capture_output=True, text=True,
-                          timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return script
+
+
+def launch(directory: Path, size: int, *words: object) -> Program:
+    """Run train.py in as many processes as torchrun would start; return the first."""
+    programs = as_ranks(size, legal(directory), *words, place=directory / f"said{size}")
+    for program in programs:
+        assert program.ended() == 0, program.err.read_text()
+    return programs[0]
 
 
 @pytest.mark.parametrize("group_by", ["task", pytest.param("source", marks=pytest.mark.slow)])
@@ -116,9 +129,9 @@ def test_two_processes_train_as_one_does(group_by: str, tmp_path: Path, tiny_mod
     """The same episodes, rewards and advantages, and the same weights to float32's rounding, in one set of files."""
     runs = [tmp_path / "1", tmp_path / "2"]
     for size, out in enumerate(runs, 1):
-        done = launch(tmp_path, size, "--model", tiny_model, "--out", out, "--group-by", group_by, *SMALL)
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.count("accuracy_trained") == 1, "rank 0 alone prints"
+        launch(tmp_path, size, "--model", tiny_model, "--out", out, "--group-by", group_by, *SMALL)
+    printed = [(tmp_path / f"said2/rank{rank}/out").read_text().count("accuracy_trained") for rank in range(2)]
+    assert printed == [1, 0], "rank 0 alone prints"
     one, two = (RunDir(out).read("trajectories.jsonl") for out in runs)
     assert len(one) == len(two) == 3 * 9
     for name in ("step", "task_id", "reward", "advantage", "n_tokens", "workflow", "usage"):
@@ -150,13 +163,14 @@ ReadOnly.append = append
 def test_a_rank_that_dies_ends_the_run_which_can_be_resumed(tmp_path: Path, tiny_model: Path) -> None:
     """Rank 1 is killed after the second update: rank 0 says so, saves the step it was in, and --resume ends the run."""
     out = tmp_path / "run"
-    done = launch(tmp_path, 2, "--model", tiny_model, "--out", out, *SMALL, before=DIES)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, legal(tmp_path, DIES), "--model", tiny_model, "--out", out, *map(str, SMALL)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode != 0
     assert re.search(r"train.py: (rank 0: .* lost another one|interrupted, as all ranks are).*continue with --resume",
                      done.stderr), done.stderr                # whether gloo or torchrun is the first to notice
     assert (out / "latest").read_text() in ("checkpoints/step_000001\n", "checkpoints/step_000002\n")  # torchrun may end it first
-    done = launch(tmp_path, 2, "--resume", "--out", out)
-    assert done.returncode == 0, done.stderr
+    launch(tmp_path, 2, "--resume", "--out", out)
     assert [row["step"] for row in RunDir(out).read("metrics.jsonl")] == [0, 1, 2]
 
 
@@ -172,7 +186,7 @@ def outlive(rank: int, directory: Path) -> None:
 
 
 def test_who_waits_for_a_dead_rank_is_told_at_once(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(outlive, args=(tmp_path,), nprocs=2)
+    in_processes(outlive, 2, tmp_path)
     assert (tmp_path / "told").exists()
 
 
@@ -224,7 +238,7 @@ def shard_on_rank(rank: int, size: int, directory: Path) -> None:
 
 def test_sharded_weights_give_the_same_logits_gradients_and_adapter_files(tmp_path: Path) -> None:
     """Rank 1 has one micro-batch and rank 0 several: it must take part in putting layers together for all of them."""
-    torch.multiprocessing.spawn(shard_on_rank, args=(2, tmp_path), nprocs=2)
+    in_processes(shard_on_rank, 2, 2, tmp_path)
     for i, (checkpointing, epochs) in enumerate(((False, 1), (True, 2))):
         model = small_qwen3(checkpointing)
         logits, gradients, stats = one_update(model, some_trajectories(5), epochs)
@@ -256,8 +270,7 @@ def test_a_sharded_run_on_a_policy_server_trains_as_one_process_does(tmp_path: P
     words = ["--model", padded_model, "--policy-url", server.url, *SMALL, "--max-new-tokens", 16]
     try:
         for size, more in ((1, []), (2, ["--shard"])):
-            done = launch(tmp_path, size, *words, *more, "--out", tmp_path / str(size))
-            assert done.returncode == 0, done.stderr
+            launch(tmp_path, size, *words, *more, "--out", tmp_path / str(size))
     finally:
         server.opened.set()
         server.kill()

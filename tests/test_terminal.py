@@ -142,6 +142,7 @@ def test_log_json_prints_nothing_but_a_line_a_step_and_the_summary(tmp_path: Pat
     assert steps == [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert shown.err == ""
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
 
 
 def test_an_evaluation_prints_one_object_for_scripts_and_writes_its_page(tmp_path: Path, tiny_model: Path,

@@ -19,6 +19,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from forked import Program
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scripted import TRAIN_WITH_LEGAL_EDITS
@@ -152,11 +153,12 @@ def test_a_file_that_is_no_args_json_is_refused(text: str, expected: str, tmp_pa
 
 
 @pytest.mark.parametrize("program", ["train.py", "eval.py", "canvas.py", "report.py", "tasks.py", "warmstart.py", "lora.py"])
-def test_help_is_a_manual_with_three_examples(program: str) -> None:
-    done = subprocess.run(command(ROOT / program, "--help"), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
-    assert done.stdout.count(f"python {program} ") + done.stdout.count(f"python {program}\n") >= 3  # example commands
+def test_help_is_a_manual_with_three_examples(program: str, tmp_path: Path) -> None:
+    asked = Program(ROOT / program, "--help", place=tmp_path)
+    assert asked.ended() == 0, asked.err.read_text()
+    said = asked.out.read_text()
+    assert "usage:" in said
+    assert said.count(f"python {program} ") + said.count(f"python {program}\n") >= 3  # example commands
 
 
 WHAT_WAS_IMPORTED = """
@@ -349,19 +351,22 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, tiny_model: Path)
     """SIGKILL at three moments, then --resume: weights and logs equal those of a run that was left alone."""
     words = ["--model", tiny_model, "--steps", 4, *SMALL]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(ROOT / "train.py", "--out", whole, *words), check=True, capture_output=True, timeout=300)
+
+    def started(*words: object) -> Program:
+        return Program(ROOT / "train.py", *words, place=tmp_path)
+
+    assert started("--out", whole, *words).ended() == 0
     rng = random.Random(0)
     for attempt in range(3):
         start = words if not (killed / "args.json").exists() else ["--resume"]
-        process = subprocess.Popen(command(ROOT / "train.py", "--out", killed, *start), stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+        process = started("--out", killed, *start)
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(RunDir(killed).read("metrics.jsonl")) <= attempt and process.poll() is None:
+        while time.monotonic() < deadline and len(RunDir(killed).read("metrics.jsonl")) <= attempt and process.is_alive():
             time.sleep(0.02)
         time.sleep(rng.random())  # into the next step, somewhere
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command(ROOT / "train.py", "--out", killed, "--resume"), check=True, capture_output=True, timeout=300)
+        process.kill()
+        process.join()
+    assert started("--out", killed, "--resume").ended() == 0
     weights = [load_file(run / "checkpoints/step_000004/adapter_model.safetensors") for run in (whole, killed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
     logs = [[{k: v for k, v in row.items() if not TIMINGS.search(k)} for row in RunDir(run).read("metrics.jsonl")]

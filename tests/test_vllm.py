@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from forked import Program
 from scripted import TRAIN_WITH_LEGAL_EDITS
 
 from lora import add_lora, lora_layers, merge
@@ -179,16 +179,15 @@ def test_five_adapters_in_a_row_sample_as_the_merged_models_do(sampler: VLLMSamp
     assert min(moved) > 1e-2
 
 
-def train(*words: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", TRAIN_WITH_LEGAL_EDITS, *map(str, words)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+def train(place: Path, *words: object) -> Program:
+    (place / "legal.py").write_text(f"import sys; sys.path.insert(0, '.')\n{TRAIN_WITH_LEGAL_EDITS}")
+    return Program(place / "legal.py", "--out", place / "run", *words, place=place)
 
 
 def test_a_run_trains_with_policy_and_executor_on_one_server(server: Server, padded_model: Path, tmp_path: Path) -> None:
-    said, _ = (run := train("--model", padded_model, "--policy-url", server.url, "--executor-url", server.url,
-                            "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}', "--out", tmp_path / "run",
-                            *SMALL)).communicate(timeout=1200)
-    assert run.returncode == 0, said
+    run = train(tmp_path, "--model", padded_model, "--policy-url", server.url, "--executor-url", server.url,
+                "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}', *SMALL)
+    assert run.ended(1200) == 0, run.err.read_text()
     log = RunDir(tmp_path / "run").read("metrics.jsonl")
     assert [row["step"] for row in log] == [0, 1, 2]
     assert max(row["sampler_kl"] for row in log) < 1e-4
@@ -201,20 +200,20 @@ def test_a_run_trains_with_policy_and_executor_on_one_server(server: Server, pad
 
 def test_a_run_outlives_its_server(server: Server, padded_model: Path, tmp_path: Path) -> None:
     """SIGKILL of the server of policy and executor in the middle of a step, then a new one: the run goes on and ends."""
-    run = train("--model", padded_model, "--policy-url", server.url, "--policy-timeout", 1200, "--out", tmp_path / "run",
-                "--executor-url", server.url, "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}',
-                "--executor-timeout", 600, *SMALL)
+    run = train(tmp_path, "--model", padded_model, "--policy-url", server.url, "--policy-timeout", 1200, "--executor-url",
+                server.url, "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}', "--executor-timeout", 600,
+                *SMALL)
     try:
         deadline = time.monotonic() + 300
-        while len(RunDir(tmp_path / "run").read("metrics.jsonl")) < 1 and run.poll() is None and time.monotonic() < deadline:
+        while len(RunDir(tmp_path / "run").read("metrics.jsonl")) < 1 and run.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.5)                              # the second step has begun
         server.kill()
         server.start()
-        said, _ = run.communicate(timeout=1200)
+        code, said = run.ended(1200), run.err.read_text()
     finally:
         run.kill()
-    assert run.returncode == 0, said
+    assert code == 0, said
     assert re.search(r"is away; .*is back after \d+ s", said, re.DOTALL), said
     log = RunDir(tmp_path / "run").read("metrics.jsonl")
     assert [(row["step"], row["dropped"]) for row in log] == [(0, 0), (1, 0), (2, 0)]
@@ -233,19 +232,19 @@ def test_a_run_outlives_one_of_its_two_servers(server: Server, padded_model: Pat
     at that very moment is luck; test_vllm_fleet.py sees to that on a stand-in."""
     second = Server(padded_model, tmp_path)
     second.start()
-    run = train("--model", padded_model, "--policy-url", server.url, second.url, "--out", tmp_path / "run", *SMALL,
+    run = train(tmp_path, "--model", padded_model, "--policy-url", server.url, second.url, *SMALL,
                 "--rollouts-per-task", 4, "--max-new-tokens", 200)
     try:
         deadline = time.monotonic() + 300
-        while run.poll() is None and time.monotonic() < deadline:
+        while run.is_alive() and time.monotonic() < deadline:
             if len(RunDir(tmp_path / "run").read("metrics.jsonl")) == 1 and requests_running(second.url):
                 break
             time.sleep(0.02)
         second.kill()
-        said, _ = run.communicate(timeout=1200)
+        code, said = run.ended(1200), run.err.read_text()
     finally:
         run.kill()
-    assert run.returncode == 0, said
+    assert code == 0, said
     assert f"policy server {second.url} is left out, 1 of 2 remain" in said, said
     log = RunDir(tmp_path / "run").read("metrics.jsonl")
     assert [(row["step"], row["trajectories"], row["dropped"]) for row in log] == [(0, 12, 0), (1, 12, 0), (2, 12, 0)]
