@@ -49,7 +49,8 @@ url=http://$host:$port
 mkdir -p runs
 log=runs/vllm-$port.log
 
-health() { python3 -c "import urllib.request as u; u.urlopen('$url/health', timeout=2)" 2>/dev/null; }
+# bash asks first whether anything listens: a Python for each second of the start is a tenth of what the start takes
+health() { (: <>"/dev/tcp/$host/$port") 2>/dev/null && python3 -c "import urllib.request as u; u.urlopen('$url/health', timeout=2)" 2>/dev/null; }
 if health; then echo "serve_vllm.sh: something answers at $url already; choose another --port" >&2; exit 1; fi
 
 # A session of its own: vLLM is three processes, and those that outlive the first hold the memory until the group is killed.
