@@ -18,7 +18,7 @@ import torch
 
 from lora import load_adapter, read_adapter
 from policy import ChatTokenizer, draw, sampling_logprobs, uniform
-from qwen3 import Qwen3
+from qwen3 import KVCache, Qwen3
 
 
 class Refusal(Exception):
@@ -93,9 +93,11 @@ class FakeVLLM:
         ids, logprobs = list(prompt), []
         limit = min(map(int, body["logit_bias"]), default=None)
         distribution = (body["temperature"], body["top_p"], body["top_k"], limit)
+        cache, seen = KVCache(model.config, 1, len(prompt) + room), 0
         while len(logprobs) < room and (not logprobs or ids[-1] not in body["stop_token_ids"]):
             with torch.no_grad():
-                logits = model(torch.tensor([ids]))[:, -1] * self.settings.scale
+                new = model.hidden(torch.tensor([ids[seen:]]), torch.arange(seen, len(ids))[None], cache)
+                logits, seen = model.head(new[:, -1]) * self.settings.scale, len(ids)
             processed = sampling_logprobs(logits, *distribution)
             token = draw(processed, torch.tensor([uniform(body["seed"], len(ids))], dtype=torch.float64)).item()
             reported = processed if self.settings.processed_logprobs else logits.log_softmax(-1)

@@ -84,12 +84,20 @@ def run(monkeypatch: pytest.MonkeyPatch, out: Path, *words: object) -> None:
     train.main()
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at depth 1 that was left alone."""
+    out = tmp_path_factory.mktemp("ahead") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, out, "--model", tiny_model, *SMALL)
+    return out
+
+
 @pytest.mark.parametrize(("save_every", "fault"), [(1, "log"), (3, "log"), (9, "rollout")])
 def test_a_run_at_depth_1_that_was_cut_off_resumes_to_the_same_bits(save_every: int, fault: str, tmp_path: Path, tiny_model: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                    whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint holds the weights that sample the next step: with one of this step, of one before, of the error itself."""
     words = ["--model", tiny_model, "--save-every", save_every, *SMALL]
-    run(monkeypatch, tmp_path / "whole", *words)
     with monkeypatch.context() as patch:
         append, rollout, calls = RunDir.append, train.rollout, []
 
@@ -112,9 +120,9 @@ def test_a_run_at_depth_1_that_was_cut_off_resumes_to_the_same_bits(save_every: 
             run(patch, tmp_path / "cut", *words)
     run(monkeypatch, tmp_path / "cut", "--resume")
     logs = [[{key: value for key, value in row.items() if not TIMINGS.search(key)} for row in RunDir(out).read("metrics.jsonl")]
-            for out in (tmp_path / "whole", tmp_path / "cut")]
+            for out in (whole, tmp_path / "cut")]
     assert logs[0] == logs[1]
-    weights = [load_file(tmp_path / name / "checkpoints/step_000004/adapter_model.safetensors") for name in ("whole", "cut")]
+    weights = [load_file(out / "checkpoints/step_000004/adapter_model.safetensors") for out in (whole, tmp_path / "cut")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     log = RunDir(tmp_path / "cut").read("trajectories.jsonl")
     assert {(record["step"], record["version"]) for record in log} == {(0, 0), (1, 0), (2, 1), (3, 2)}
