@@ -23,8 +23,10 @@ import report
 import warmstart
 from qwen3 import Qwen3
 
-LONGEST = ("test_vllm", "test_ranks", "test_train", "test_vllm_sampler", "test_sandbox", "test_executor_runs", "test_rewards",
-           "test_bench", "test_strangers", "test_hostile", "test_vllm_fleet", "test_determinism")
+LONGEST = ("test_vllm", "test_hostile", "test_vllm_sampler", "test_sandbox", "test_train", "test_ranks", "test_rewards",
+           "test_graders", "test_bench", "test_ahead", "test_browser", "test_strangers", "test_ordinary", "test_vllm_fleet",
+           "test_qwen3", "test_report", "test_policy", "test_openai", "test_executor_runs", "test_examples", "test_ds1000")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also what takes minutes: two vLLM servers, more runs of several ranks")

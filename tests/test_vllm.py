@@ -185,28 +185,17 @@ def train(place: Path, *words: object) -> Program:
     return Program(place / "legal.py", "--out", place / "run", *words, place=place)
 
 
-def test_a_run_trains_with_policy_and_executor_on_one_server(server: Server, padded_model: Path, tmp_path: Path) -> None:
-    run = train(tmp_path, "--model", padded_model, "--policy-url", server.url, "--executor-url", server.url,
-                "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}', *SMALL)
-    assert run.ended(1200) == 0, run.err.read_text()
-    log = RunDir(tmp_path / "run").read("metrics.jsonl")
-    assert [row["step"] for row in log] == [0, 1, 2]
-    assert max(row["sampler_kl"] for row in log) < 1e-4
-    assert sum(row["executor_calls"] for row in log) > 0
-    assert max(row["grad_norm"] for row in log) > 0
-    records = RunDir(tmp_path / "run").read("trajectories.jsonl")
-    assert all(record["version"] == record["step"] for record in records if not record["dropped"])
-    assert not (tmp_path / "run.adapters").exists()
-
-
-def test_a_run_outlives_its_server(server: Server, padded_model: Path, tmp_path: Path) -> None:
-    """SIGKILL of the server of policy and executor in the middle of a step, then a new one: the run goes on and ends."""
-    run = train(tmp_path, "--model", padded_model, "--policy-url", server.url, "--policy-timeout", 1200, "--executor-url",
-                server.url, "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}', "--executor-timeout", 600,
-                *SMALL)
+@pytest.fixture(scope="module")
+def outlived(server: Server, padded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, str]:
+    """A run whose policy and executor are one server: SIGKILL of it in the middle of the second step, then a new one. Returns the
+    run and what it said."""
+    place = tmp_path_factory.mktemp("outlived")
+    run, out = train(place, "--model", padded_model, "--policy-url", server.url, "--policy-timeout", 1200, "--executor-url",
+                     server.url, "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}', "--executor-timeout", 600,
+                     *SMALL), RunDir(place / "run")
     try:
         deadline = time.monotonic() + 300
-        while len(RunDir(tmp_path / "run").read("metrics.jsonl")) < 1 and run.is_alive() and time.monotonic() < deadline:
+        while len(out.read("metrics.jsonl")) < 1 and run.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.5)                              # the second step has begun
         server.kill()
@@ -215,10 +204,24 @@ def test_a_run_outlives_its_server(server: Server, padded_model: Path, tmp_path:
     finally:
         run.kill()
     assert code == 0, said
-    assert re.search(r"is away; .*is back after \d+ s", said, re.DOTALL), said
-    log = RunDir(tmp_path / "run").read("metrics.jsonl")
-    assert [(row["step"], row["dropped"]) for row in log] == [(0, 0), (1, 0), (2, 0)]
+    return out, said
+
+
+def test_a_run_trains_with_policy_and_executor_on_one_server(outlived: tuple[RunDir, str]) -> None:
+    out, _ = outlived
+    log = out.read("metrics.jsonl")
+    assert [row["step"] for row in log] == [0, 1, 2]
     assert max(row["sampler_kl"] for row in log) < 1e-4
+    assert all(row["executor_calls"] > 0 for row in log)
+    assert max(row["grad_norm"] for row in log) > 0
+    assert all(record["version"] == record["step"] for record in out.read("trajectories.jsonl"))
+    assert not out.path.with_name("run.adapters").exists()
+
+
+def test_a_run_outlives_its_server(outlived: tuple[RunDir, str]) -> None:
+    out, said = outlived
+    assert re.search(r"is away; .*is back after \d+ s", said, re.DOTALL), said
+    assert [(row["step"], row["dropped"]) for row in out.read("metrics.jsonl")] == [(0, 0), (1, 0), (2, 0)]
 
 
 def requests_running(url: str) -> float:
