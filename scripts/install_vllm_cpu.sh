@@ -31,7 +31,7 @@ python3 -m venv --clear "$dir"
 metadata=$("$dir/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$version+cpu.dist-info
 mkdir -p "$metadata"
 printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$metadata/METADATA"
-# Importing what a server does keeps its bytecode: 5,000 of 21,000 files, and half of the time of a start.
+# Importing what a server does keeps its bytecode, 5,000 files: 13 s of a processor less for each process that imports it.
 PYTHONDONTWRITEBYTECODE= "$dir/bin/python" -c 'import vllm, vllm.entrypoints.openai.api_server, vllm.v1.worker.cpu_worker
 assert vllm.__version__, vllm'
 echo "$version" >"$dir/installed"

@@ -49,7 +49,7 @@ url=http://$host:$port
 mkdir -p runs
 log=runs/vllm-$port.log
 
-# bash asks first whether anything listens: a Python for each second of the start is a tenth of what the start takes
+# bash asks first whether anything listens: a Python takes 0.2 s of a processor, each second of the start
 health() { (: <>"/dev/tcp/$host/$port") 2>/dev/null && python3 -c "import urllib.request as u; u.urlopen('$url/health', timeout=2)" 2>/dev/null; }
 if health; then echo "serve_vllm.sh: something answers at $url already; choose another --port" >&2; exit 1; fi
 

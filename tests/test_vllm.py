@@ -55,7 +55,7 @@ class Server:
             cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=os.environ | {"VLLM_ENV": str(ENV), "VLLM_CPU_KVCACHE_SPACE": "1",
                               "VLLM_ENABLE_V1_MULTIPROCESSING": "0",    # one process less to start: a quarter of the time
-                              "PYTHONDONTWRITEBYTECODE": ""})           # else each of them compiles what it imports: half of it
+                              "PYTHONDONTWRITEBYTECODE": ""})           # else each of them compiles what it imports
         said = ""
         for line in self.script.stdout:
             said += line
