@@ -249,6 +249,7 @@ def run_init(config: dict, roles: dict[str, types.CodeType]) -> None:
             cause = "memory" if memory_in_use() > 4 * config["memory"] else "done"
     line = f"{cause} {status} {time.monotonic() - begin:.6f} {usage.ru_utime + usage.ru_stime:.6f}\n"
     os.write(config["report"], line.encode())
+    os.killpg(0, _signal.SIGKILL)  # what the program left behind, and ourselves where we are not pid 1
     os._exit(0)
 
 
@@ -256,10 +257,9 @@ def sweep(init: int) -> None:
     """Kill and reap every child; orphans of the job become ours, because we are their subreaper."""
     try:
         if init:
-            os.kill(init, _signal.SIGKILL)
-            os.waitpid(init, 0)  # with a pid namespace, everybody else is gone now
-            if sys.platform != "linux":
-                os.killpg(init, _signal.SIGKILL)
+            os.kill(init, _signal.SIGKILL)  # with a pid namespace, everybody else is gone then
+            os.killpg(init, _signal.SIGKILL)  # all at once: one by one, a fork bomb is quicker than we are
+            os.waitpid(init, 0)
     except (ProcessLookupError, ChildProcessError):
         pass  # it ended by itself in this moment
     while True:

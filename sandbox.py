@@ -277,7 +277,7 @@ def _run(layers: tuple[str, ...], code: str, stdin: str, timeout: float, memory_
         cause, status, seconds, cpu = child.report()
         (stdout, more_out), (stderr, more_err) = map(_read, files[1:])
     returncode = os.waitstatus_to_exitcode(int(status))
-    last_line = stderr.rstrip().rpartition("\n")[2]
+    last_line = stderr.rstrip().removesuffix("()\nlost sys.stderr").rpartition("\n")[2].removeprefix("object repr     : ")  # 3.13
     if more_out or more_err:
         status = "output"
     elif cause == "timeout" or (returncode == -signal.SIGKILL and float(cpu) > timeout):

@@ -100,8 +100,10 @@ def test_a_program_is_main_and_runs_atexit() -> None:
         ("x = []\nwhile True: x.append(bytearray(1 << 20))", "memory"),
         ("input()", "error"),
         ("import sys\nsys.stderr.write('y' * (2 << 20))", "output"),
+        # how Python 3.13 ends without memory for a traceback
+        ("raise SystemExit('object type name: MemoryError\\nobject repr     : MemoryError()\\nlost sys.stderr')", "memory"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_every_end_of_a_program_has_its_status(code: str, status: str) -> None:
     result = run_program(code, memory_mb=256)
@@ -144,6 +146,31 @@ def test_a_fork_bomb_is_bounded_and_swept() -> None:
     result = run_program("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=0.7)
     assert result.status == "timeout"
     assert time.monotonic() - begin < 20
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0 or not os.path.exists("/usr/bin/python3"),
+                    reason="only root can give a program a uid, and needs an interpreter that others may start")
+@pytest.mark.parametrize("ending", ["", "\nos._exit(0)"], ids=["timeout", "end of the program"])
+def test_a_fork_bomb_is_swept_without_a_pid_namespace_too(ending: str) -> None:
+    """Processes die one by one more slowly than they fork. (These give up after half a minute, should nobody sweep them.)"""
+    code = (f"import os, time\nprint(os.getpgid(0), flush=True)\nend = time.time() + 30\nif not os.fork() or {not ending}:\n"
+            f" while time.time() < end:\n  for _ in range(9999):\n   try: os.fork()\n   except OSError: pass{ending}")
+    call = f"import sandbox; result = sandbox.run_program({code!r}, timeout=0.7); print(result.status, result.stdout)"
+    done = subprocess.run(["/usr/bin/python3", "-W", "ignore", "-c", call], env={**os.environ, "SANDBOX": "plain"}, timeout=20,
+                          cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    status, group = done.stdout.split()
+    assert status == ("ok" if ending else "timeout")
+    deadline = time.monotonic() + 10
+    while _exists(int(group)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _exists(int(group))
+
+
+def _exists(group: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        return True
+    return False
 
 
 def daemon_program(mark: str) -> str:
