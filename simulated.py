@@ -3,7 +3,10 @@
 It knows the gold answer and answers in each operator's real output format, right with a probability that depends on the
 operator, the kind of task, a latent difficulty and what came before. The tables below are the whole world: nothing in
 them knows of structures, counts or rewards. Every outcome is a pure function of (seed, task, operator, prompt, inputs),
-as with a model at temperature 0: asking twice for the same thing gives the same reply.
+as with a model at temperature 0: asking twice for the same thing gives the same reply. And an operator that is asked again
+about a task, but shown something else, errs alike: half of the variance of every success belongs to task and operator. A
+task also has a usual wrong answer, given half of the time by whoever is wrong. So asking often is worth less than it would be
+with independent errors, and another operator more.
 
 An operator that the tables do not name (a plug-in) is answered by its declared role: in the format and with the skill of the
 built-in operator that LIKE names, from what it reads. So one built-in operator can be exchanged for another of its role, and
@@ -20,6 +23,7 @@ import math
 import random
 import re
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
 from tasks import Task
@@ -46,14 +50,22 @@ REVISE = {"none": 0.15, "critique": 0.50, "tests": 0.60, "right suggestion": 0.9
 KEEPS = {"Custom": 0.85, "Revise": 0.95, "Revise after feedback": 0.70, "Format": 0.98}  # a right solution stays right
 AGGREGATE = {"most right": 0.95, "half right": 0.65, "some right": 0.35, "none right": 0.03}
 VOTE_FINDS_RIGHT = 0.55
+SHARED = 0.5  # of the variance of a success: how much an operator's errors on one task are the same errors
 DIFFICULTY_SLOPE = 3.0  # log-odds between the easiest and the hardest task
 LIKE = {"plan": "Plan", "solve": "Custom", "check": "Review", "revise": "Revise", "ensemble": "Aggregate", "format": "Format"}
+NORMAL = NormalDist()
 OTHER_WORDS = ("Lisbon", "Amara", "the Old Mill", "Tarn", "1987", "a lighthouse")
 
 
 def _shift(probability: float, log_odds: float) -> float:
     odds = math.log(probability / (1 - probability)) + log_odds if 0 < probability < 1 else math.inf * (probability - 0.5)
     return 1 / (1 + math.exp(-odds))
+
+
+def _hashed(what: str) -> float:
+    """A uniform number inside (0, 1)."""
+    digest = hashlib.sha256(what.encode("utf-8", "surrogatepass")).digest()
+    return (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
 
 
 def _plain(text: str) -> str:
@@ -70,18 +82,23 @@ class Simulation:
         self.operator = operator if operator in REPLIES else LIKE[role]
         self.solution = inputs.get("solution") or (inputs.get("code", "") if task.kind == "code" else "")
         seen = json.dumps([prompt, inputs], sort_keys=True, default=str)
-        self.position = f"{seed}/{self.task.id}/{operator}/{seen}"
+        self.question = f"{seed}/{self.task.id}"
+        self.position = f"{self.question}/{operator}/{seen}"
         level = self.task.meta.get("level")
         latent = random.Random(f"{seed}/difficulty/{self.task.id}").random()
         self.difficulty = 0.5 * (level - 1) / 3 + 0.5 * latent if isinstance(level, int) else latent
 
     def uniform(self, name: str = "") -> float:
-        digest = hashlib.sha256(f"{self.position}/{name}".encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:7], "big") / 2**56
+        return _hashed(f"{self.position}/{name}")
+
+    def success(self, name: str = "") -> float:
+        """A uniform number, as a normal one the sum of one for task and operator and one for what they are shown."""
+        same, fresh = NORMAL.inv_cdf(_hashed(f"{self.question}/{self.operator}/same/{name}")), NORMAL.inv_cdf(self.uniform(name))
+        return NORMAL.cdf(math.sqrt(SHARED) * same + math.sqrt(1 - SHARED) * fresh)
 
     def happens(self, probability: float, log_odds: float = 0.0, name: str = "") -> bool:
         """Draw an event that gets rarer as the task gets harder."""
-        return self.uniform(name) < _shift(probability, log_odds - DIFFICULTY_SLOPE * (self.difficulty - 0.5))
+        return self.success(name) < _shift(probability, log_odds - DIFFICULTY_SLOPE * (self.difficulty - 0.5))
 
     # ---- answers
 
@@ -90,7 +107,8 @@ class Simulation:
         gold = self.task.answers[0]
         if right:
             return gold or "unanswerable"
-        k = int(self.uniform("which wrong answer") * 3)
+        usual = self.uniform("usual mistake") < SHARED
+        k = int(3 * (_hashed(f"{self.question}/which wrong answer") if usual else self.uniform("which wrong answer")))
         if self.kind == "code":
             return _wrong_program(self.task, k)
         if distractors := self.task.meta.get("distractors"):
@@ -158,10 +176,10 @@ class Simulation:
     def _review(self) -> str:
         hit, false_alarm = CHECK[self.operator][self.kind] if self.solution else (0.5, 0.5)
         right = self.is_right(self.solution)
-        rejects = self.uniform("reject") < (false_alarm if right else hit)
+        rejects = self.success("reject") < (false_alarm if right else hit)
         suggestion = ""
         if self.operator == "Verify":
-            agrees = right or self.uniform("suggestion") < VERIFY_SUGGESTS_RIGHT[self.kind]
+            agrees = right or self.success("suggestion") < VERIFY_SUGGESTS_RIGHT[self.kind]
             suggestion = "" if self.kind == "code" else f"<answer>{self.answer(agrees and not (right and rejects))}</answer>"
         notes = "<feedback>One step does not hold.</feedback><passed>no</passed>" if rejects else "<passed>yes</passed>"
         return suggestion + notes

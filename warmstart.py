@@ -3,7 +3,9 @@
 The result is an ordinary Hugging Face directory (config.json, model.safetensors, tokenizer.json), so that the tiny run
 takes the same code path as Qwen3-8B. Imitation teaches the grammar and not a strategy: the demonstrations are edits
 drawn uniformly at random among the legal ones (baselines.random_edit), on the toy tasks, with the canvas's real
-feedback between them. The held-out accuracy after it is that of the random editor.
+feedback between them. The held-out accuracy after it is that of the random editor. One thing more is taught, because any
+language model can do it and a policy cannot learn to treat kinds of tasks differently without: to know the kind of the task
+while writing an edit. A linear layer must read it from the state before each token of the edits; it is thrown away.
 
     python warmstart.py                    two minutes on two cores; `python train.py` does it when needed, in runs/
     python warmstart.py --out runs/tiny    a directory of your choice, for --model and scripts/serve_vllm.sh
@@ -50,6 +52,7 @@ EPISODES = 900
 EPOCHS = 3
 BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many tokens
 PEAK_LR = 4e-3
+KNOWING = 1.0  # weight of telling the kind of the task from the states that write edits
 READING = 0.5  # weight of predicting the task and the feedback: what a policy cannot read it cannot learn to use
 CANVAS = CanvasConfig(**TOY_CANVAS)
 
@@ -104,18 +107,21 @@ def encode(episode: list[tuple[str, str]], tokenizer: ChatTokenizer) -> tuple[li
     return tokens, mask
 
 
-def imitate(model: Qwen3, examples: list[tuple[list[int], list[int]]], seed: int, progress: bool = True) -> float:
-    """Train all weights to predict edits (and, with less weight, what the canvas says); return the last epoch's mean
-    loss of the edits, nats a token."""
+def imitate(model: Qwen3, examples: list[tuple[list[int], list[int], int]], seed: int, progress: bool = True) -> float:
+    """Train all weights on (tokens, mask, kind) to predict edits, what the canvas says, with less weight, and the kind, an
+    index into TOY_SOURCES, from the states before the edits' tokens. Return the last epoch's mean loss of the edits, nats a
+    token."""
     rng = random.Random(f"{seed}/imitation")
     batches = []
-    for tokens, mask in sorted(examples, key=lambda example: -len(example[0])):
+    for example in sorted(examples, key=lambda example: -len(example[0])):
         if not batches or (len(batches[-1]) + 1) * len(batches[-1][0][0]) > BATCH_TOKENS:
             batches.append([])
-        batches[-1].append((tokens, mask))
+        batches[-1].append(example)
     steps = EPOCHS * len(batches)
+    probe = torch.nn.Linear(model.config.hidden_size, len(TOY_SOURCES))
     decay, rest = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1},
+                                   {"params": [*rest, *probe.parameters()], "weight_decay": 0.0}],
                                   lr=PEAK_LR, betas=(0.9, 0.95))
     warm_up = max(steps // 20, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
@@ -126,13 +132,15 @@ def imitate(model: Qwen3, examples: list[tuple[list[int], list[int]]], seed: int
         losses = []
         for batch in rng.sample(batches, len(batches)):
             T = len(batch[0][0])
-            ids = torch.tensor([tokens + [0] * (T - len(tokens)) for tokens, _ in batch])  # (B, T)
-            mask = torch.tensor([mask + [0] * (T - len(mask)) for _, mask in batch]).bool()  # (B, T)
-            real = torch.tensor([[1] * len(mask) + [0] * (T - len(mask)) for _, mask in batch]).bool()[:, 1:]  # (B, T - 1)
+            ids = torch.tensor([tokens + [0] * (T - len(tokens)) for tokens, *_ in batch])  # (B, T)
+            mask = torch.tensor([mask + [0] * (T - len(mask)) for _, mask, _ in batch]).bool()  # (B, T)
+            real = torch.tensor([[1] * len(mask) + [0] * (T - len(mask)) for _, mask, _ in batch]).bool()[:, 1:]  # (B, T - 1)
             states = model.hidden(ids)[:, :-1][real]  # (M, D): the state before each token predicts it
             losses_of = F.cross_entropy(model.head(states), ids[:, 1:][real], reduction="none")  # (M,)
             edit = mask[:, 1:][real]
+            kinds = torch.tensor([kind for *_, kind in batch])[:, None].expand(real.shape)[real]  # (M,)
             loss = losses_of[edit].mean() + READING * losses_of[~edit].mean()
+            loss += KNOWING * F.cross_entropy(probe(states[edit]), kinds[edit])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -161,7 +169,9 @@ def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bo
         tokenizer = ChatTokenizer(temporary)
         torch.manual_seed(seed)
         model = Qwen3(tiny_config(VOCAB))
-        loss = imitate(model, [encode(episode, tokenizer) for episode in demonstrations], seed, progress)
+        examples = [(*encode(episode, tokenizer), TOY_SOURCES.index(task.source))
+                    for task, episode in zip(tasks, demonstrations, strict=True)]
+        loss = imitate(model, examples, seed, progress)
         model.save_pretrained(temporary)
         facts = {"parameters": sum(p.numel() for p in model.parameters()), "episodes": len(tasks),
                  "edits": sum(who == "edit" for episode in demonstrations for who, _ in episode),

@@ -1,22 +1,16 @@
 """What the simulated executor makes of fixed workflows: does the best one differ between kinds, do shortcuts lose?
 
     python bench/world.py --tasks 64          a table and bench/results/world.json; minutes, for toy_stdin_code most of them
-    python bench/world.py --correlated 0.5    if an executor's errors on a task were half the same whatever it is shown
 
 The last rows are shortcuts: one operator and finish, and the least that earns all of R_div. No policy takes part.
 """
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import math
 import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from statistics import NormalDist
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import baselines
@@ -25,7 +19,6 @@ import toys
 from backends import SimulatedBackend
 from canvas import Canvas, CanvasConfig
 from rewards import grade
-from simulated import Simulation
 from stats import markdown
 from tasks import Task, toy_tasks
 
@@ -50,40 +43,17 @@ def random_structures(n: int, seed: int) -> str:
     return " -> ".join([*stages, "Format"])
 
 
-@contextlib.contextmanager
-def correlated(share: float) -> Iterator[None]:
-    """Give every chance of success a part, `share` of its variance as a normal number, that belongs to task and operator, and
-    every task a usual wrong answer, given with this probability. What a single call achieves is unchanged."""
-    plain, normal = Simulation.uniform, NormalDist()
-
-    def uniform(self: Simulation, name: str = "") -> float:
-        fresh = min(max(plain(self, name), 1e-12), 1 - 1e-12)
-        seed = self.position.partition("/")[0]
-        same = random.Random(f"{seed}/{self.task.id}/{self.operator}/{name}").random()
-        if name == "which wrong answer":
-            return same if plain(self, "usual mistake") < share else fresh
-        if name not in ("", "reject", "suggestion"):
-            return fresh
-        return normal.cdf(math.sqrt(share) * normal.inv_cdf(same) + math.sqrt(1 - share) * normal.inv_cdf(fresh))
-
-    with patch.object(Simulation, "uniform", uniform if share else plain):
-        yield
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=64, help="of each source (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of tasks and simulation (default %(default)s)")
     parser.add_argument("--sources", nargs="+", choices=tuple(toys.MAKERS), default=list(toys.MAKERS))
-    parser.add_argument("--correlated", type=float, default=0.0, metavar="SHARE", help="see `correlated` (default %(default)s)")
     args = parser.parse_args()
-    with correlated(args.correlated):
-        scores = measure(args)
+    scores = measure(args)
     print(markdown([("", *args.sources), *((name, *(f"{row[s]:.2f}" for s in args.sources)) for name, row in scores.items())]))
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    name = f"world-correlated-{args.correlated:g}.json" if args.correlated else "world.json"
-    (results / name).write_text(json.dumps({"flags": vars(args), "workflows": WORKFLOWS, "scores": scores}, indent=1))
+    (results / "world.json").write_text(json.dumps({"flags": vars(args), "workflows": WORKFLOWS, "scores": scores}, indent=1))
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 import random
 import re
@@ -251,6 +252,23 @@ def rejects(reply: str, task: Task) -> bool:
 def test_the_simulated_skills_are_those_of_the_tables(
         kind: str, operator: str, right: Callable[[str, Task], bool], inputs: dict, expected: float) -> None:
     assert share(kind, operator, right, **inputs) == pytest.approx(expected, abs=0.045)  # about 1200 draws: 3 sigma
+
+
+def test_an_operator_that_is_shown_something_else_errs_alike_and_another_one_does_not() -> None:
+    def both(other: str, **inputs: Any) -> float:
+        right = [holds_gold(simulate(t, "Custom"), t) and holds_gold(simulate(t, other, **inputs), t) for t in medium("qa")]
+        return sum(right) / len(right)
+
+    assert both("Custom", plan="A plan.") == pytest.approx(1 / 4 + math.asin(1 / 2) / (2 * math.pi), abs=0.045)  # that is 1/3
+    assert both("AnswerGenerate") == pytest.approx(0.50 * 0.55, abs=0.045)
+
+
+def test_a_task_has_a_usual_wrong_answer() -> None:
+    def wrong(task: Task, operator: str) -> str:
+        return Simulation(0, task, operator, "", {}).answer(False)
+
+    same = [wrong(task, "Custom") == wrong(task, "AnswerGenerate") for task in medium("math")]
+    assert sum(same) / len(same) == pytest.approx(1 / 4 + 3 / 4 * 1 / 3, abs=0.045)  # both the usual one, or by chance, of three
 
 
 @pytest.mark.parametrize(("role", "right", "inputs", "expected"), [
