@@ -76,11 +76,11 @@ def test_a_run_that_was_cut_off_goes_on_and_a_result_is_not_made_twice(tiny_mode
         ablations.to_do(arguments(tmp_path, tiny_model, steps=3))
 
 
-def test_the_main_variants_come_first_and_alone_have_seeds_3_and_4(tmp_path: Path) -> None:
-    args = arguments(tmp_path, tmp_path, variants=list(ablations.VARIANTS), seeds=[2, 3])
+def test_the_main_variants_come_first_and_alone_have_seeds_6_and_7(tmp_path: Path) -> None:
+    args = arguments(tmp_path, tmp_path, variants=list(ablations.VARIANTS), seeds=[5, 6])
     left = ablations.to_do(args)
     assert [name for name, _ in left[:5]] == list(ablations.MAIN)
-    assert [name for name, seed in left if seed == 3] == list(ablations.MAIN)
+    assert [name for name, seed in left if seed == 6] == list(ablations.MAIN)
 
 
 # ---- the report
