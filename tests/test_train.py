@@ -482,8 +482,7 @@ def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
         update(model, optimizer, taus, UpdateConfig(vocab_limit=tokenizer.vocab_size), disable_lora)
         means.append(sum(rewards) / len(rewards))
     sampler.close()
-    assert means[0] < -6, means
-    assert sum(means[-4:]) / 4 > -4, means  # turns of at most four tokens, the end included
+    assert sum(means[-4:]) / 4 > sum(means[:3]) / 3 + 2, means  # turns are two tokens shorter, of eight
 
 
 def test_random_edits_are_what_the_warm_start_imitates(tiny_model: Path) -> None:

@@ -131,7 +131,7 @@ def test_sampled_ids_and_logprobs_agree_with_our_network(sampler: VLLMSampler) -
     change_weights(sampler.model, seed=1)
     sampler.load_adapter(version=1)
     first = sample(sampler)
-    assert sum(len(turn.ids) for _, turn in first) > 80
+    assert sum(len(turn.ids) for _, turn in first) > 50
     gaps = [gap(our_logprobs(sampler.model, sampler, request, turn.ids), turn.logprobs) for request, turn in first]
     print(f"largest difference of {sum(len(turn.ids) for _, turn in first)} log-probs: {max(gaps):.1e} nats")
     assert max(gaps) < 1e-5
@@ -191,7 +191,7 @@ def outlived(server: Server, padded_model: Path, tmp_path_factory: pytest.TempPa
     run and what it said."""
     place = tmp_path_factory.mktemp("outlived")
     run, out = train(place, "--model", padded_model, "--policy-url", server.url, "--policy-timeout", 1200, "--executor-url",
-                     server.url, "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16}', "--executor-timeout", 600,
+                     server.url, "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16, "min_tokens": 4}', "--executor-timeout", 600,
                      *SMALL), RunDir(place / "run")
     try:
         deadline = time.monotonic() + 300
