@@ -190,9 +190,9 @@ def outlived(server: Server, padded_model: Path, tmp_path_factory: pytest.TempPa
     """A run whose policy and executor are one server: SIGKILL of it in the middle of the second step, then a new one. Returns the
     run and what it said."""
     place = tmp_path_factory.mktemp("outlived")
-    run, out = train(place, "--model", padded_model, "--policy-url", server.url, "--policy-timeout", 1200, "--executor-url",
-                     server.url, "--executor-model", "tiny", "--executor-extra", '{"max_tokens": 16, "min_tokens": 4}', "--executor-timeout", 600,
-                     *SMALL), RunDir(place / "run")
+    run, out = train(place, "--model", padded_model, "--policy-url", server.url, "--policy-timeout", 1200,
+                     "--executor-url", server.url, "--executor-model", "tiny", "--executor-timeout", 600,
+                     "--executor-extra", '{"max_tokens": 16, "min_tokens": 4}', *SMALL), RunDir(place / "run")
     try:
         deadline = time.monotonic() + 300
         while len(out.read("metrics.jsonl")) < 1 and run.is_alive() and time.monotonic() < deadline:
@@ -232,8 +232,7 @@ def requests_running(url: str) -> float:
 
 @pytest.mark.slow
 def test_a_run_outlives_one_of_its_two_servers(server: Server, padded_model: Path, tmp_path: Path) -> None:
-    """SIGKILL of one in the second step: no trajectory is lost or sampled by another version. Whether a turn is under way there
-    at that very moment is luck; test_vllm_fleet.py sees to that on a stand-in."""
+    """SIGKILL of one in the second step, with turns under way: no trajectory is lost or sampled by another version."""
     second = Server(padded_model, tmp_path)
     second.start()
     run = train(tmp_path, "--model", padded_model, "--policy-url", server.url, second.url, *SMALL,
@@ -244,6 +243,8 @@ def test_a_run_outlives_one_of_its_two_servers(server: Server, padded_model: Pat
             if len(RunDir(tmp_path / "run").read("metrics.jsonl")) == 1 and requests_running(second.url):
                 break
             time.sleep(0.02)
+        os.killpg(second.group, signal.SIGSTOP)      # what is asked from now on waits for an answer
+        time.sleep(3)
         second.kill()
         code, said = run.ended(1200), run.err.read_text()
     finally:
