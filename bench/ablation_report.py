@@ -103,10 +103,10 @@ def efficiency_table(found: Results, best: dict[int, float]) -> str:
     """Training trajectories until the smoothed training accuracy reaches 90% of the best reachable, by seed; - if never."""
     seeds = sorted(best)
     rows = [("", *(f"seed {seed}: {0.9 * best[seed]:.3f}" for seed in seeds))]
-    for name in ("full", "by-source", "grpo", "grpo-mask"):
+    for name in [name for name in found if name in ("full", "by-source", "grpo", "grpo-mask")]:
         cells = []
         for seed in seeds:
-            result = found.get(name, {}).get(seed)
+            result = found[name].get(seed)
             steps = result and steps_to(result["curves"]["accuracy"], 0.9 * best[seed])
             final = f"- (ends at {smoothed(result['curves']['accuracy'])[-1]:.3f})" if result else ""
             cells.append(str(steps * result["trajectories"] // len(result["curves"]["accuracy"])) if steps else final)
@@ -117,15 +117,15 @@ def efficiency_table(found: Results, best: dict[int, float]) -> str:
 def first_steps_table(found: Results) -> str:
     """Does structure come first and answers after? Steps until each has made nine tenths of its own way, mean over seeds."""
     rows = [("", "R_div = 1: steps", "answer accuracy: steps")]
-    for name in ("full", "no-release"):
+    for name in [name for name in found if name in ("full", "no-release")]:
         for_each = []
         for key in ("feasible_rate", "accuracy"):
             taken = []
-            for result in found.get(name, {}).values():
+            for result in found[name].values():
                 values = smoothed(result["curves"][key])[WINDOW - 1:]
                 goal = values[0] + 0.9 * (max(values) - values[0])
                 taken.append(next(i for i, value in enumerate(values) if value >= goal) + WINDOW)
-            for_each.append(shown(taken, 1) if taken else "")
+            for_each.append(shown(taken, 1))
         rows.append((name, *for_each))
     return markdown(rows)
 
