@@ -253,15 +253,22 @@ def run_init(config: dict, roles: dict[str, types.CodeType]) -> None:
     os._exit(0)
 
 
-def sweep(init: int) -> None:
+def sweep(init: int, config: dict) -> None:
     """Kill and reap every child; orphans of the job become ours, because we are their subreaper."""
     try:
+        if "uid" in config["layers"] and not {"bwrap", "namespaces"} & set(config["layers"]):
+            killer = os.fork()
+            if killer == 0:
+                if LIBC.setresuid(*[config["uid"]] * 3) == 0:  # never as root
+                    LIBC.kill(-1, 9)  # all of the job's own uid at once, in whatever session they are
+                os._exit(0)
+            os.waitpid(killer, 0)
         if init:
             os.kill(init, _signal.SIGKILL)  # with a pid namespace, everybody else is gone then
             os.killpg(init, _signal.SIGKILL)  # all at once: one by one, a fork bomb is quicker than we are
             os.waitpid(init, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # it ended by itself in this moment
+    except (ProcessLookupError, ChildProcessError, BlockingIOError):
+        pass  # it ended by itself in this moment, or there is no process to be had: one by one, then
     while True:
         try:
             with open("/proc/thread-self/children") as file:
@@ -307,7 +314,7 @@ def boot(config: dict, roles: dict[str, types.CodeType]) -> None:
         return run_init(config, roles)
     _signal.signal(_signal.SIGALRM, _signal.SIG_IGN)
     _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
-    sweep(init if init and cause != "killed" else 0)
+    sweep(init if init and cause != "killed" else 0, config)
     os.write(config["report"], f"{cause} 0 {time.monotonic() - begin:.6f} 0\n".encode())
     os._exit(0)
 
@@ -327,8 +334,6 @@ def program(config: dict) -> None:
         sys.__excepthook__(type(error), error, error.__traceback__)
         raise SystemExit(1) from None
 
-
-# ---------------------------------------------------------------- used by sandbox.py outside of the child
 
 def can_drop() -> bool:
     """Whether we are root with uids to spare; in a container without root it may own few."""
@@ -362,26 +367,21 @@ def bubblewrap(readable: list[str], as_root: bool) -> list[str]:
     else:
         command += ["--unshare-user", "--disable-userns", "--uid", str(os.getuid() or 65534)]
     command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/proc"]
-    for directory in ("/tmp", "/dev/shm"):
-        command += ["--perms", "1777", "--size", str(64 << 20), "--tmpfs", directory]
+    command += [word for name in ("/tmp", "/dev/shm") for word in ("--perms", "1777", "--size", str(64 << 20), "--tmpfs", name)]
     parents = {"/" + "/".join(path.split("/")[1:n]) for path in readable for n in range(1, path.count("/") + 1)}
-    for parent in sorted(parents - {"/", "/tmp"} - set(readable)):
-        command += ["--perms", "0755", "--dir", parent]
-    for entry in readable:
-        command += ["--ro-bind", entry, entry]
-    return [*command, "--chdir", "/tmp", "--"]
+    made = [("--perms", "0755", "--dir", parent) for parent in sorted(parents - {"/", "/tmp"} - set(readable))]
+    bound = [("--ro-bind", entry, entry) for entry in readable]
+    return [*command, *(word for words in made + bound for word in words), "--chdir", "/tmp", "--"]
 
 
 # A program that tries to get out, and prints in one word each what it could do. {0}: pid, file and port of the caller.
 PROBE = """
-import os, socket
+import os, socket; pid, file, port = {0!r}
 def attempt(word, action):
     try: action()
     except OSError: return
     print(word)
-pid, file, port = {0!r}
-attempt("files", lambda: open("/etc/passwd").close())
-attempt("outside", lambda: os.stat("/etc/passwd"))
+attempt("files", lambda: open("/etc/passwd").close()); attempt("outside", lambda: os.stat("/etc/passwd"))
 def environment():  # in a pid namespace the same number may be one of ours, with the scrubbed environment
     if "\\0MALLOC_ARENA_MAX=2\\0" in open(f"/proc/{{pid}}/environ").read(): raise OSError
 attempt("environment", environment)
