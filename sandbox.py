@@ -3,11 +3,11 @@
     run_program(code, stdin)     what did this program print?
     run_tests(code, tests)       does it pass?  The program cannot forge the verdict (judge.py says how).
     python sandbox.py --doctor   which layers of containment hold on this machine?
-Three decisions. (1) Containment is a list of layers that one probe settles per process: bubblewrap where it works, else
-namespaces by system calls, and in either a throw-away uid, Landlock and seccomp. After the probe a layer that fails is a
-SandboxError, never a silent downgrade. (2) Program and tests never share an interpreter, since in one process a program
-can patch whatever judges it. (3) Nothing is forked from the caller, perhaps a trainer full of threads: contain.py makes
-the children.
+Three decisions. (1) Containment is a list of layers that one probe settles per process: namespaces by system calls where
+they work, else bubblewrap (whose /tmp bounds bytes, not files), and in either a throw-away uid, Landlock and seccomp. A
+layer that fails later is a SandboxError, never a silent downgrade. (2) Program and tests never share an interpreter, since
+in one process a program can patch whatever judges it. (3) Nothing is forked from the caller, perhaps a trainer full of
+threads: contain.py makes the children.
 
 Covered (level `full`): files, environment, processes, network, IPC and descriptors of the host; time, output, disk, memory,
 processes; daemons; the privileges of root. Not covered: kernel exploits and side channels (the host's kernel is shared:
@@ -212,7 +212,7 @@ def _settle(forced: str) -> _Settled:
     """Try everything, drop what this machine refuses. Raises SandboxError where root could not be dropped."""
     missing = {} if shutil.which("bwrap") else {"bwrap": "not installed"}
     uid = ("uid",) if contain.can_drop() else ()
-    for mechanism in ("bwrap", "namespaces", "plain"):
+    for mechanism in ("namespaces", "bwrap", "plain"):
         layers: tuple[str, ...] = (mechanism, "oom", *uid, "landlock", "seccomp")
         while mechanism in layers and mechanism not in missing and forced in ("", mechanism):
             if os.getuid() == 0 and mechanism == "plain" and "uid" not in layers:
@@ -229,8 +229,8 @@ def _settle(forced: str) -> _Settled:
                     break
                 missing[cause], layers = match[2], tuple(layer for layer in layers if layer != cause)
                 continue
-            if openings and mechanism == "bwrap":
-                missing["bwrap"] = f"it leaves open: {openings}"
+            if openings and mechanism == "namespaces" and "bwrap" not in missing:
+                missing["namespaces"] = f"they leave open: {openings}"
                 break
             if openings:
                 can = ", ".join(contain.OPENINGS[key] for key in openings)
