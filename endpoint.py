@@ -91,7 +91,7 @@ class Endpoint:
         return self.quote(f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
 
     def redact(self, text: str) -> str:
-        """Without the key, which servers like to quote. A short one is a placeholder such as EMPTY, and a word."""
+        """Without the key, which servers like to quote. A short one, such as EMPTY, is no secret but a word."""
         return text.replace(self._key, "***") if len(self._key) >= 8 else text
 
     def quote(self, said: bytes) -> str:
