@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -187,6 +188,7 @@ if os.fork() == 0:
         os.execv("/bin/sleep", ["sleep", "{mark}"])
     os._exit(0)
 import time
+import warnings
 time.sleep(0.2)
 print("done")
 """
@@ -452,6 +454,17 @@ def test_thirty_two_threads_get_their_own_results() -> None:
 
     with ThreadPoolExecutor(32) as pool:
         assert all(pool.map(one, range(48)))
+
+
+@pytest.mark.parametrize(("installed", "open_in", "chosen"), [
+    (True, (), "namespaces"), (True, ("namespaces",), "bwrap"), (False, ("namespaces",), "namespaces")])
+def test_namespaces_come_before_bubblewrap_unless_they_leave_something_open(
+        monkeypatch: pytest.MonkeyPatch, installed: bool, open_in: tuple[str, ...], chosen: str) -> None:
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: "/usr/bin/bwrap" if installed else None)
+    monkeypatch.setattr(sandbox, "_probe", lambda layers: ["tcp"] if layers[0] in open_in else [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what is open is told, once
+        assert sandbox._settle.__wrapped__("").layers[0] == chosen
 
 
 def test_a_full_machine_is_an_error_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
