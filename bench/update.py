@@ -1,16 +1,18 @@
-"""The update step against transformers + PEFT: the same weights, trajectories, masks and loss; tokens a second and memory.
+"""The update step against transformers + PEFT, and TRL: the same weights, trajectories, masks and loss; speed and memory.
 
     python bench/update.py                                       the tiny preset's shape, five pairs
     python bench/update.py --shape vocabulary --trajectories 3   hidden 512, 8 layers, Qwen3's 151,936 ids; a minute a pair
     python bench/update.py --shape vocabulary                    all 36 trajectories: ten minutes a pair
     python bench/update.py --shape 8b --device cuda --gradient-checkpointing     Qwen3-8B with random weights, bfloat16
 
-Both sides score the reference (LoRA off), score, back-propagate and step AdamW. Theirs is what a trainer built from parts
+All sides score the reference (LoRA off), score, back-propagate and step AdamW. `theirs` is what a trainer built from parts
 does: transformers' model with PEFT's LoRA and gradient checkpointing, a trajectory at a time, the logits of all its tokens.
-(One at a time is its fastest here: padding costs more than calls.) First the gradients are compared, then pairs are run one
-after the other; the ratio is the median over pairs. Peak memory is that of a fresh process that runs one side once.
+(One at a time is its fastest here: padding costs more than calls.) `trl`, where it is installed (pip install trl==1.16.0), is
+that model in the hands of GRPOTrainer: its own scores, whose logits it never holds at once, its own loss, its defaults.
+First the gradients are compared, then the sides are run one after the other, pair by pair; a ratio is the median over pairs.
+Peak memory is that of a fresh process that runs one side once.
 
-Prints a row a side and the ratios. `matmul bound` is the time that the matrix products of the
+Prints a row a side and the ratios. `matmul bound`, of ours and theirs, is the time that the matrix products of the
 frozen weights alone would take (2 FLOPs a weight and token for each forward pass and for the gradient of the input), at the
 speed of a large matrix product measured here. Our side's bound counts what exactness needs; theirs what they compute.
 """
@@ -19,13 +21,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import random
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,7 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from cwrpo import UpdateConfig, collate, cwrpo_loss, update
-from lora import add_lora, disable_lora, lora_parameters
+from lora import add_lora, disable_lora, lora_layers, lora_parameters
 from qwen3 import Qwen3, Qwen3Config
 from rollout import Trajectory
 
@@ -49,6 +54,8 @@ SHAPES = {
 }
 LORA = ("lora_A", "lora_B")
 POLICY_SHARE, TURNS = 0.08, 8                # of the tokens, in this many turns
+# TRL can stand there for test_trl.py without the packages that its trainer needs
+OTHERS = ("theirs", "trl") if all(map(importlib.util.find_spec, ("trl", "datasets"))) else ("theirs",)
 
 
 def make_trajectories(n: int, shortest: int, longest: int, vocab_size: int) -> list[Trajectory]:
@@ -85,8 +92,8 @@ def make_model(shape: str, device: str, dtype: torch.dtype) -> Qwen3:
     return model
 
 
-def make_theirs(ours: Qwen3, rank: int) -> nn.Module:
-    """transformers' model and PEFT's adapters with our weights."""
+def their_base(ours: Qwen3) -> tuple[nn.Module, Any]:
+    """transformers' model of our shape, and PEFT's settings of our LoRA."""
     import peft  # late: the process that measures our memory holds neither
     import transformers
 
@@ -94,8 +101,12 @@ def make_theirs(ours: Qwen3, rank: int) -> nn.Module:
     weight = ours.model.norm.weight
     with torch.device(weight.device):
         base = transformers.Qwen3ForCausalLM(config).to(weight.dtype)
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = peft.get_peft_model(base, peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=TARGETS))
+    rank = next(iter(lora_layers(ours).values())).rank
+    return base, peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=TARGETS)
+
+
+def take_weights(model: nn.Module, ours: Qwen3) -> None:
+    """Give PEFT's model our weights, the frozen ones and LoRA's."""
     state = {}
     for name, value in ours.state_dict().items():
         for mine, other in ((".base.weight", ".base_layer.weight"), *((part, f"{part}.default.weight") for part in LORA)):
@@ -104,7 +115,59 @@ def make_theirs(ours: Qwen3, rank: int) -> nn.Module:
     report = model.load_state_dict(state, strict=False)
     assert not report.unexpected_keys, report
     assert all("lm_head" in name for name in report.missing_keys), report  # tied
-    return model
+
+
+def make_theirs(ours: Qwen3) -> nn.Module:
+    """transformers' model and PEFT's adapters with our weights."""
+    import peft
+
+    base, lora = their_base(ours)
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = peft.get_peft_model(base, lora)
+    take_weights(model, ours)
+    return model.train()
+
+
+def make_trl(ours: Qwen3, n: int, config: UpdateConfig) -> Any:
+    """GRPOTrainer with our weights, which divides its loss by n trajectories; it is never asked to sample."""
+    import datasets
+    import tokenizers
+    import transformers
+    import trl
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    base, lora = their_base(ours)
+    on_cpu = base.device.type == "cpu"
+    settings = trl.GRPOConfig(output_dir=tempfile.mkdtemp(), report_to=[], use_cpu=on_cpu, bf16=not on_cpu, loss_type="grpo",
+                              beta=config.kl_coef, temperature=config.temperature, per_device_train_batch_size=2,
+                              num_generations=2, use_bias_correction_kl=False)  # k3 as it is, not times the ratio
+    trainer = trl.GRPOTrainer(base, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=settings,
+                              train_dataset=datasets.Dataset.from_list([{"prompt": "a"}] * 2), peft_config=lora,
+                              processing_class=transformers.PreTrainedTokenizerFast(
+                                  tokenizer_object=words, pad_token="a", eos_token="a"))
+    take_weights(trainer.model, ours)
+    trainer.model.train()
+    if settings.gradient_checkpointing:  # what train() would do first
+        trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer.current_gradient_accumulation_steps = n
+    return trainer
+
+
+def trl_update(trainer: Any, optimizer: torch.optim.Optimizer, taus: Sequence[Trajectory], config: UpdateConfig,
+               step: bool) -> None:
+    """One step of GRPOTrainer's scores and loss, a trajectory at a time; the feedback inside is its `tool_mask`."""
+    model, device = trainer.model, next(trainer.model.parameters()).device
+    optimizer.zero_grad()
+    for tau in taus:
+        ids, mask = (torch.tensor([values], device=device) for values in (tau.tokens, tau.mask))
+        prompt, everything = tau.mask.index(1), torch.ones_like(ids)
+        with torch.no_grad(), model.disable_adapter():
+            ref, _, _ = trainer._get_per_token_logps_and_entropies(model, ids, everything, ids.size(1) - prompt)
+        trainer._compute_loss(model, {
+            "prompt_ids": ids[:, :prompt], "prompt_mask": everything[:, :prompt], "completion_ids": ids[:, prompt:],
+            "completion_mask": everything[:, prompt:], "tool_mask": mask[:, prompt:], "ref_per_token_logps": ref,
+            "advantages": torch.tensor([tau.advantage], device=device)}).backward()
+    finish_update(model, optimizer, config, step)
 
 
 def their_update(model: nn.Module, optimizer: torch.optim.Optimizer, taus: Sequence[Trajectory], config: UpdateConfig,
@@ -123,6 +186,10 @@ def their_update(model: nn.Module, optimizer: torch.optim.Optimizer, taus: Seque
         new = logprobs(batch.ids)
         loss, _ = cwrpo_loss(new, new, ref, batch.mask, batch.advantages, config.clip_eps, config.kl_coef, len(taus))
         loss.backward()
+    finish_update(model, optimizer, config, step)
+
+
+def finish_update(model: nn.Module, optimizer: torch.optim.Optimizer, config: UpdateConfig, step: bool) -> None:
     if step:
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.max_grad_norm)
         optimizer.step()
@@ -132,17 +199,23 @@ def make_sides(args: argparse.Namespace, which: Sequence[str]) -> dict[str, Call
     """A function a side that takes one update (True), or leaves its gradients where they are (False)."""
     dtype = torch.bfloat16 if args.shape == "8b" else torch.float32
     ours = make_model(args.shape, args.device, dtype)
-    _, (_, shortest, longest), rank = SHAPES[args.shape]
+    _, (_, shortest, longest), _ = SHAPES[args.shape]
     taus = make_trajectories(args.trajectories, shortest, longest, ours.config.vocab_size)
     ours.gradient_checkpointing = args.gradient_checkpointing
     config = UpdateConfig(kl_coef=0.03, micro_batch_tokens=args.micro_batch_tokens, max_grad_norm=1e9)
     sides: dict[str, Any] = {}
+
+    def add(name: str, what: Any, model: nn.Module, their: Callable[..., None]) -> None:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+        sides[name] = SimpleNamespace(run=lambda step: their(what, optimizer, taus, config, step),
+                                      parameters=dict(model.named_parameters()))
+
     if "theirs" in which:
-        theirs = make_theirs(ours, rank)
-        theirs.train()
-        their_optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=1e-6)
-        sides["theirs"] = SimpleNamespace(run=lambda step: their_update(theirs, their_optimizer, taus, config, step),
-                                          parameters=dict(theirs.named_parameters()))
+        theirs = make_theirs(ours)
+        add("theirs", theirs, theirs, their_update)
+    if "trl" in which:
+        trainer = make_trl(ours, len(taus), config)
+        add("trl", trainer, trainer.model, trl_update)
     if "ours" in which:
         optimizer = torch.optim.AdamW(lora_parameters(ours), lr=1e-6)
         frozen = SimpleNamespace(zero_grad=optimizer.zero_grad, step=lambda: None, param_groups=optimizer.param_groups)
@@ -154,16 +227,16 @@ def make_sides(args: argparse.Namespace, which: Sequence[str]) -> dict[str, Call
     return sides
 
 
-def gradient_error(sides: dict[str, Any]) -> float:
-    """Largest difference of a LoRA gradient between the sides, relative to that gradient's largest entry."""
-    for side in ("ours", "theirs"):
+def gradient_error(sides: dict[str, Any], other: str) -> float:
+    """Largest difference of a LoRA gradient between ours and another side, relative to that gradient's largest entry."""
+    for side in ("ours", other):
         sides[side].run(False)
     worst = 0.0
     for name, weight in sides["ours"].parameters.items():
         if weight.grad is not None:
             name = name.replace("lora_A", "lora_A.default.weight").replace("lora_B", "lora_B.default.weight")
-            other = sides["theirs"].parameters[f"base_model.model.{name}"].grad
-            worst = max(worst, ((weight.grad - other).abs().max() / other.abs().max()).item())
+            theirs = sides[other].parameters[f"base_model.model.{name}"].grad
+            worst = max(worst, ((weight.grad - theirs).abs().max() / theirs.abs().max()).item())
     return worst
 
 
@@ -220,27 +293,33 @@ def main() -> None:
     parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="of our side (default %(default)s)")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="on our side: less memory, a third more compute")
     parser.add_argument("--no-memory", action="store_true", help="leave out the two processes that measure peak memory")
-    parser.add_argument("--only", choices=("ours", "theirs"), help="run one side once and print its peak memory in GiB")
+    parser.add_argument("--only", choices=("ours", *OTHERS), help="run one side once and print its peak memory in GiB")
     args = parser.parse_args()
     args.trajectories = args.trajectories or SHAPES[args.shape][1][0]
     if args.only:
         return run_one_side(args)
-    memory = {} if args.no_memory else {side: peak_gib(args, side) for side in ("ours", "theirs")}
-    sides = make_sides(args, ["ours", "theirs"])
-    error, bounds = gradient_error(sides), matmul_bounds(args, sides)
-    runs = {side: lambda side=side: seconds(sides[side].run, args.device) for side in ("ours", "theirs")}
+    names = ("ours", *OTHERS)
+    memory = {} if args.no_memory else {side: peak_gib(args, side) for side in names}
+    sides = make_sides(args, names)
+    bounds = matmul_bounds(args, sides)
+    errors = {other: gradient_error(sides, other) for other in OTHERS}
+    runs = {side: lambda side=side: seconds(sides[side].run, args.device) for side in names}
     pairs = side_by_side.run_pairs(runs, args.pairs)
+    against = {other: side_by_side.compare(pairs, other) for other in OTHERS}
     result = {"shape": args.shape, "trajectories": args.trajectories, "tokens": sides["tokens"],
-              "policy_tokens": sides["policy_tokens"], "gradient_error": error, "peak_gib": memory, "bound": bounds,
-              "memory_ratio": memory["ours"] / memory["theirs"] if memory else None, "pairs": pairs,
-              **side_by_side.compare(pairs, "theirs")}
-    for side, took in result["seconds"].items():
-        print(f"{side:>7}: {took:8.2f} s, {sides['tokens'] / took:8.0f} tokens/s, matmul bound {bounds[side]:.2f} s")
-    print(f"gradients differ by {error:.1e} of their largest entry; faster by {side_by_side.told(result)}")
-    if memory:
-        print(f"peak memory: ours {memory['ours']:.2f} GiB, theirs {memory['theirs']:.2f} GiB: {result['memory_ratio']:.2f}")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
-    side_by_side.write(args.json, result, **versions)
+              "policy_tokens": sides["policy_tokens"], "gradient_error": errors, "peak_gib": memory, "bound": bounds,
+              "pairs": pairs, "against": against, **against["theirs"]}
+    for side in names:
+        took = median(pair[side] for pair in pairs)
+        print(f"{side:>7}: {took:8.2f} s, {sides['tokens'] / took:8.0f} tokens/s"
+              + (f", matmul bound {bounds[side]:.2f} s" if side in bounds else "")
+              + (f", peak memory {memory[side]:.2f} GiB" if memory else ""))
+    for other in OTHERS:
+        print(f"{other:>7}: gradients differ by {errors[other]:.1e} of their largest entry; ours is faster by "
+              + side_by_side.told(against[other])
+              + (f" and needs {memory['ours'] / memory[other]:.2f} of the memory" if memory else ""))
+    packages = ("torch", "transformers", "peft", *(name for name in OTHERS if name == "trl"))
+    side_by_side.write(args.json, result, **{name: importlib.metadata.version(name) for name in packages})
 
 
 if __name__ == "__main__":
