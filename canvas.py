@@ -28,6 +28,7 @@ from tasks import Task
 
 __all__ = ["Canvas", "CanvasConfig", "Edit", "Feedback", "Graph", "InvalidEdit", "parse_edit"]
 LOGGED_CHARS = 400  # of a prompt or an output in trajectories.jsonl
+TAG_LIKE = re.compile(r"<(?=[/|A-Za-z])")
 FINISH_RULES = ("operators", "checker", "structure", "test")
 
 
@@ -323,7 +324,7 @@ class Canvas:
         has = ["checker"] * ("check" in roles) + ["format"] * ("format" in roles) + list(dict.fromkeys(self.graph.structures()))
         tail = f"{len(names)} operators, {len(set(names))} types; has {', '.join(has) or 'no checker, format or structure'}."
         tail += f" Turn {self.turn} of {self.config.max_turns}."
-        if missing := self._missing_for_finish():
+        if missing := self.config.finish_rules and self._missing_for_finish():
             tail += f" Before finish: {', '.join(missing)}."
         budget = self.config.feedback_chars
         tail = _middle(tail, budget // 2)
@@ -367,7 +368,7 @@ def _middle(text: str, width: int) -> str:
 
 def _safe(text: str) -> str:
     """Data in feedback cannot pass for a tag of ours or for a special token; only tag-like `<` are replaced."""
-    return re.sub(r"<(?=[/|A-Za-z])", "‹", text)
+    return TAG_LIKE.sub("‹", text)
 
 
 def system_prompt(library: dict[str, Operator], config: CanvasConfig) -> str:

@@ -34,6 +34,7 @@ FIELDS = {
 TAGS = ("action", "operator", "operators", "structure", "condition", "true", "false", "count", "position", "prompt",
         "target", "answer")
 TAG = re.compile(rf"<(/?)({'|'.join(sorted(TAGS, key=len, reverse=True))})>", re.IGNORECASE | re.ASCII)
+THINK_END = re.compile("</think>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _after_thinking(text: str) -> tuple[str, str | None]:
     """(thinking, what follows it). Drafts inside <think> are reasoning, not edits; None: the block is not closed."""
     if not text.lstrip().lower().startswith("<think>"):
         return "", text
-    match = re.search("</think>", text, re.IGNORECASE)
+    match = THINK_END.search(text)
     return (text[: match.end()], text[match.end():]) if match else (text, None)
 
 
