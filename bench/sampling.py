@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import side_by_side
 import torch
 import transformers
-from update import SHAPES, make_model, make_theirs, matmul_speed
+from update import make_model, make_theirs, matmul_speed
 
 from policy import InProcessSampler, SampleRequest
 from qwen3 import Qwen3
@@ -108,7 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     args.conversations = args.conversations or CONVERSATIONS[args.shape]
     ours = make_model(args.shape, "cpu", torch.float32).eval()
-    theirs = make_theirs(ours, SHAPES[args.shape][2]).merge_and_unload().eval()
+    theirs = make_theirs(ours).merge_and_unload().eval()
     theirs.generation_config.eos_token_id = None
     vocab, number = ours.config.vocab_size, args.conversations * args.turns * args.new_tokens
 

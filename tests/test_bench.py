@@ -1,11 +1,15 @@
 """Every comparison in bench/ runs to its end at its smallest size and writes what it promises; no time is asserted."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forked import ROOT, Program
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import side_by_side
 
 
 def run(tmp_path: Path, name: str, *words: object) -> dict[str, Any]:
@@ -64,3 +68,19 @@ def test_a_checkpoint_is_loaded_beside_its_bytes_being_read(tmp_path: Path) -> N
     result = run(tmp_path, "load", "--gigabytes", 0.01)
     assert result["bytes"] == pytest.approx(1e7, rel=0.2)
     assert result["peak_over_weights"] > 0
+
+
+def test_the_exponent_of_a_cost_is_the_slope_between_logarithms() -> None:
+    assert side_by_side.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    assert side_by_side.exponent([1, 10], [7, 7]) == pytest.approx(0)
+
+
+def test_growth_is_measured_at_each_size(tmp_path: Path) -> None:
+    out = tmp_path / "scaling.json"
+    program = Program(ROOT / "bench/scaling.py", "--only", "update by trajectories", "sampling by turns", "--sizes", 2,
+                      "--json", out, place=tmp_path)
+    assert program.ended() == 0, program.err.read_text()
+    scales = json.loads(out.read_text())["scales"]
+    assert [scale["sizes"] for scale in scales.values()] == [[4, 8], [2, 4]]
+    for scale in scales.values():
+        assert scale["exponent"] == side_by_side.exponent(scale["sizes"], scale["seconds"])
