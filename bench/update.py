@@ -106,13 +106,14 @@ def their_base(ours: Qwen3) -> tuple[nn.Module, Any]:
 
 
 def take_weights(model: nn.Module, ours: Qwen3) -> None:
-    """Give PEFT's model our weights, the frozen ones and LoRA's."""
+    """Give PEFT's model our frozen weights themselves, for three models of 8B fill a card, and copies of LoRA's."""
     state = {}
     for name, value in ours.state_dict().items():
         for mine, other in ((".base.weight", ".base_layer.weight"), *((part, f"{part}.default.weight") for part in LORA)):
             name = name.replace(mine, other)
-        state[f"base_model.model.{name}"] = value.detach()
-    report = model.load_state_dict(state, strict=False)
+        state[f"base_model.model.{name}"] = value.detach().clone() if "lora" in name else value.detach()
+    report = model.load_state_dict(state, strict=False, assign=True)
+    model.get_base_model().tie_weights()
     assert not report.unexpected_keys, report
     assert all("lm_head" in name for name in report.missing_keys), report  # tied
 
