@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hacks import HACKS, rates
+from operators import library
 from stats import RESAMPLES, markdown
 from toys import OOD
 
@@ -130,6 +132,27 @@ def first_steps_table(found: Results) -> str:
     return markdown(rows)
 
 
+def last_table(found: Results) -> str:
+    """Is the operator chosen that pays? Of full's workflows for held-out IID tasks: how often each operator is the last that
+    answers (of role solve, revise or ensemble), and the mean score of those workflows."""
+    answering = [name for name, op in library().items() if op.role in ("solve", "revise", "ensemble")]
+    scores_of: dict[tuple[str, str], list[float]] = {}
+    sources = []
+    for record in (r for result in found["full"].values() for r in result["records"] if r["source"] not in OOD):
+        last = [name for name in re.findall(r"[A-Za-z_]\w*", record["workflow"]) if name in answering]
+        scores_of.setdefault((record["source"], last[-1] if last else "none"), []).append(record["score"])
+        sources += [record["source"]] * (record["source"] not in sources)
+    rows = [("", *sources)]
+    for name in (*answering, "none"):
+        cells = []
+        for source in sources:
+            got, n = scores_of.get((source, name), []), sum(len(v) for (s, _), v in scores_of.items() if s == source)
+            cells.append(f"{len(got) / n:.0%}: {fmean(got):.2f}" if got else "0%")
+        if any(":" in cell for cell in cells):
+            rows.append((name, *cells))
+    return markdown(rows)
+
+
 def draw(found: Results, directory: Path) -> None:
     """ablations.png: differences to full with their intervals. dynamics.png: curves of full, no-release and strict."""
     from matplotlib.figure import Figure  # a Figure of its own draws without a display
@@ -171,4 +194,6 @@ def report(directory: Path, names: Sequence[str], figures: Path) -> str:
         "Share of operators that are no_op, and of workflows with other parts that do nothing:", hack_table(found),
         f"Trajectories until training accuracy (mean of {WINDOW} steps) reaches 90% of the best reachable:",
         efficiency_table(found, best), "Steps until nine tenths of the way from the first to the highest mean are made:",
-        first_steps_table(found)))
+        first_steps_table(found),
+        "The last operator that answers, in the workflows of full on IID sources: share of workflows, and their score:",
+        last_table(found)))

@@ -112,6 +112,16 @@ def test_steps_are_counted_to_where_the_mean_of_five_reaches_the_goal() -> None:
     assert ablation_report.steps_to(values, 1.1) is None
 
 
+def test_a_workflow_counts_for_the_last_operator_in_it_that_answers() -> None:
+    result = made(0, [1, 0, 1, 0], [1], [0])
+    workflows = ("Custom -> Programmer -> Format", "(Programmer -> Review) * 2 -> Plan", "[Plan, Custom] -> Verify", "Plan")
+    for record, workflow in zip(result["records"], workflows, strict=False):  # the fifth is of an OOD source
+        record["workflow"] = workflow
+    table = ablation_report.last_table({"full": {0: result}}).splitlines()
+    assert [line.replace(" ", "") for line in table if ":" in line] == [
+        "|Programmer|50%:0.50|", "|Custom|25%:1.00|", "|none|25%:0.00|"]
+
+
 def write(directory: Path, name: str, result: dict[str, Any]) -> None:
     (directory / f"{name}-{result['seed']}.json").write_text(json.dumps(result))
 
