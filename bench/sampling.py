@@ -1,7 +1,7 @@
 """Sampling in this process against Hugging Face's generate, called turn by turn: the same weights, conversations and turns.
 
     python bench/sampling.py                              36 conversations of 8 turns, the tiny default's shape, five pairs
-    python bench/sampling.py --shape vocabulary           hidden 512, 8 layers, Qwen3's 151,936 ids; 6 conversations, minutes
+    python bench/sampling.py --shape vocabulary           hidden 512, 8 layers, Qwen3's 151,936 ids; 6 conversations, ten minutes
     python bench/sampling.py --shape vocabulary --conversations 36
 
 A turn samples a number of tokens (ids mean nothing here: the weights are random and no turn ends early) and is answered with
@@ -15,6 +15,7 @@ vLLM needs a server: bench/sampler_step.py compares it with the sampler in this 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import sys
 import time
@@ -108,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     args.conversations = args.conversations or CONVERSATIONS[args.shape]
     ours = make_model(args.shape, "cpu", torch.float32).eval()
-    theirs = make_theirs(ours).merge_and_unload().eval()
+    theirs = copy.deepcopy(make_theirs(ours)).merge_and_unload().eval()  # a copy: merging would change our weights
     theirs.generation_config.eos_token_id = None
     vocab, number = ours.config.vocab_size, args.conversations * args.turns * args.new_tokens
 

@@ -59,8 +59,8 @@ def test_all_sides_of_the_update_have_the_same_gradients(tmp_path: Path) -> None
 
 def test_both_sides_of_sampling_write_the_same_greedy_text(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    result = run(tmp_path, "sampling", "--conversations", 2, "--turns", 2, "--new-tokens", 3)
-    assert result["sampled"] == 2 * 2 * 3
+    result = run(tmp_path, "sampling", "--conversations", 3, "--turns", 2, "--new-tokens", 8)
+    assert result["sampled"] == 3 * 2 * 8
     assert result["greedy_agreement"] == 1
 
 
