@@ -1,14 +1,14 @@
 """The update step against transformers + PEFT, and TRL: the same weights, trajectories, masks and loss; speed and memory.
 
     python bench/update.py                                       the tiny preset's shape, five pairs
-    python bench/update.py --shape vocabulary --trajectories 3   hidden 512, 8 layers, Qwen3's 151,936 ids; a minute a pair
-    python bench/update.py --shape vocabulary                    all 36 trajectories: ten minutes a pair
+    python bench/update.py --shape vocabulary --trajectories 3   hidden 512, 8 layers, Qwen3's 151,936 ids; a minute a side
+    python bench/update.py --shape vocabulary                    all 36 trajectories: ten minutes a side
     python bench/update.py --shape 8b --device cuda --gradient-checkpointing     Qwen3-8B with random weights, bfloat16
 
 All sides score the reference (LoRA off), score, back-propagate and step AdamW. `theirs` is what a trainer built from parts
 does: transformers' model with PEFT's LoRA and gradient checkpointing, a trajectory at a time, the logits of all its tokens.
 (One at a time is its fastest here: padding costs more than calls.) `trl`, where it is installed (pip install trl==1.16.0), is
-that model in the hands of GRPOTrainer: its own scores, whose logits it never holds at once, its own loss, its defaults.
+that model in the hands of GRPOTrainer: its own scores, whose logits it never holds at once, and its own loss, set to be ours.
 First the gradients are compared, then the sides are run one after the other, pair by pair; a ratio is the median over pairs.
 Peak memory is that of a fresh process that runs one side once.
 
@@ -139,13 +139,14 @@ def make_trl(ours: Qwen3, n: int, config: UpdateConfig) -> Any:
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     base, lora = their_base(ours)
     on_cpu = base.device.type == "cpu"
-    settings = trl.GRPOConfig(output_dir=tempfile.mkdtemp(), report_to=[], use_cpu=on_cpu, bf16=not on_cpu, loss_type="grpo",
-                              beta=config.kl_coef, temperature=config.temperature, per_device_train_batch_size=2,
-                              num_generations=2, use_bias_correction_kl=False)  # k3 as it is, not times the ratio
-    trainer = trl.GRPOTrainer(base, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=settings,
-                              train_dataset=datasets.Dataset.from_list([{"prompt": "a"}] * 2), peft_config=lora,
-                              processing_class=transformers.PreTrainedTokenizerFast(
-                                  tokenizer_object=words, pad_token="a", eos_token="a"))
+    with tempfile.TemporaryDirectory() as place:  # it makes its output's directory at once
+        settings = trl.GRPOConfig(output_dir=place, report_to=[], use_cpu=on_cpu, bf16=not on_cpu, loss_type="grpo",
+                                  beta=config.kl_coef, temperature=config.temperature, per_device_train_batch_size=2,
+                                  num_generations=2, use_bias_correction_kl=False)  # k3 as it is, not times the ratio
+        trainer = trl.GRPOTrainer(base, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=settings,
+                                  train_dataset=datasets.Dataset.from_list([{"prompt": "a"}] * 2), peft_config=lora,
+                                  processing_class=transformers.PreTrainedTokenizerFast(
+                                      tokenizer_object=words, pad_token="a", eos_token="a"))
     take_weights(trainer.model, ours)
     trainer.model.train()
     if settings.gradient_checkpointing:  # what train() would do first
