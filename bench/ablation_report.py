@@ -105,7 +105,7 @@ def efficiency_table(found: Results, best: dict[int, float]) -> str:
     """Training trajectories until the smoothed training accuracy reaches 90% of the best reachable, by seed; - if never."""
     seeds = sorted(best)
     rows = [("", *(f"seed {seed}: {0.9 * best[seed]:.3f}" for seed in seeds))]
-    for name in [name for name in found if name in ("full", "by-source", "grpo", "grpo-mask")]:
+    for name in [name for name in found if name in ("full", "by-source", "grpo")]:
         cells = []
         for seed in seeds:
             result = found[name].get(seed)

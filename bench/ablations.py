@@ -47,10 +47,9 @@ MAIN = ("full", "no-mask", "no-diversity", "no-release", "grpo")
 VARIANTS: dict[str, str] = {  # name -> flags of train.py beside the tiny preset's
     "full": "",
     "no-mask": "--no-mask",
-    "no-diversity": "--no-diversity",
+    "no-diversity": "--no-diversity",  # which is GRPO with the mask: the preset's groups are tasks
     "no-release": "--no-release",
     "grpo": "--group-by task --no-diversity --no-mask",  # the answer's reward alone, every token behind the prompt trained
-    "grpo-mask": "--group-by task --no-diversity",
     "by-source": "--group-by source",  # the paper's groups; the preset compares rollouts of one task
     "dr-grpo": "--loss-norm constant",  # and advantages without the division by the deviation
     "two-epochs": "--epochs 2",  # what clip-higher is to be compared with: with one epoch nothing is ever clipped

@@ -32,6 +32,12 @@ def test_every_variant_is_flags_that_train_knows() -> None:
         train.check_flags(args)
 
 
+def test_no_two_variants_are_the_same_run() -> None:
+    """reinforce-1024 has the flags of kl-off, and a part that train.py has no flag for."""
+    flags = [vars(train.parse_args(words.split())) for name, words in ablations.VARIANTS.items() if name != "reinforce-1024"]
+    assert [flags.index(each) for each in flags] == list(range(len(flags)))
+
+
 def test_dr_grpo_centres_and_does_not_divide() -> None:
     rewards, groups = [1.0, 0.0, -0.2, 0.6], ["a", "a", "b", "b"]
     with ablations.historical("dr-grpo"):
