@@ -167,6 +167,7 @@ def draw(found: Results, directory: Path) -> None:
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set(yticks=range(len(names)), yticklabels=names, title=f"{'OOD' if ood else 'IID'} accuracy minus full (simulation)")
         axis.invert_yaxis() if not ood else None
+        axis.locator_params(axis="x", nbins=5)
     figure.savefig(directory / "ablations.png", dpi=110)
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
