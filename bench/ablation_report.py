@@ -136,20 +136,15 @@ def last_table(found: Results) -> str:
     """Is the operator chosen that pays? Of full's workflows for held-out IID tasks: how often each operator is the last that
     answers (of role solve, revise or ensemble), and the mean score of those workflows."""
     answering = [name for name, op in library().items() if op.role in ("solve", "revise", "ensemble")]
-    scores_of: dict[tuple[str, str], list[float]] = {}
-    sources = []
+    scores_of: dict[str, dict[str, list[float]]] = {}  # source -> operator -> scores
     for record in (r for result in found["full"].values() for r in result["records"] if r["source"] not in OOD):
         last = [name for name in re.findall(r"[A-Za-z_]\w*", record["workflow"]) if name in answering]
-        scores_of.setdefault((record["source"], last[-1] if last else "none"), []).append(record["score"])
-        sources += [record["source"]] * (record["source"] not in sources)
-    rows = [("", *sources)]
+        scores_of.setdefault(record["source"], {}).setdefault(last[-1] if last else "none", []).append(record["score"])
+    rows = [("", *scores_of)]
     for name in (*answering, "none"):
-        cells = []
-        for source in sources:
-            got, n = scores_of.get((source, name), []), sum(len(v) for (s, _), v in scores_of.items() if s == source)
-            cells.append(f"{len(got) / n:.0%}: {fmean(got):.2f}" if got else "0%")
-        if any(":" in cell for cell in cells):
-            rows.append((name, *cells))
+        if any(name in by_name for by_name in scores_of.values()):
+            rows.append((name, *(f"{len(by_name[name]) / sum(map(len, by_name.values())):.0%}: {fmean(by_name[name]):.2f}"
+                                 if name in by_name else "0%" for by_name in scores_of.values())))
     return markdown(rows)
 
 

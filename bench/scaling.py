@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import sampling
@@ -45,7 +45,7 @@ def of_update(trajectories: int = 8, tokens: int = 500, vocabulary: int = 1024) 
 
 
 def of_sampling(conversations: int = 16, turns: int = 8, new_tokens: int = 16) -> float:
-    args = Namespace(conversations=conversations, turns=turns, new_tokens=new_tokens, feedback_tokens=80)
+    args = argparse.Namespace(conversations=conversations, turns=turns, new_tokens=new_tokens, feedback_tokens=80)
     model = update.make_model("tiny", "cpu", torch.float32).eval()
     sample, sampler = sampling.our_side(model, args, 0.8)
     try:
@@ -68,8 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=tuple(SCALES), default=list(SCALES), metavar="COST",
                         help=f"of {', '.join(map(repr, SCALES))} (default: all)")
-    parser.add_argument("--sizes", type=int, default=4, help="of the smallest, at least two (default %(default)s)")
-    parser.add_argument("--json", type=side_by_side.Path, default=side_by_side.RESULTS / "scaling.json",
+    parser.add_argument("--sizes", type=int, choices=(2, 3, 4), default=4, help="the smallest so many (default %(default)s)")
+    parser.add_argument("--json", type=Path, default=side_by_side.RESULTS / "scaling.json",
                         help="where to write (default %(default)s)")
     args = parser.parse_args()
     result = {}

@@ -188,7 +188,6 @@ if os.fork() == 0:
         os.execv("/bin/sleep", ["sleep", "{mark}"])
     os._exit(0)
 import time
-import warnings
 time.sleep(0.2)
 print("done")
 """
