@@ -120,12 +120,10 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> None:
     flags = train.parse_args(["--out", str(out), *words])
     records = evaluated(out, flags)
     metrics, summary = RunDir(out).read("metrics.jsonl"), json.loads((out / "summary.json").read_text())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     kept = ("task_id", "source", "score", "operators", "hacks", "workflow")
     result = {
         "variant": variant, "seed": seed, "flags": words, "warm_start": warm_start(flags),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
-                     "commit": commit}, "trajectories": summary["trajectories"],
+        "versions": versions(), "trajectories": summary["trajectories"],
         "warm_start_score": summary["accuracy_warmstart"],  # on the held-out tasks
         "curves": {name: [row[name] for row in metrics] for name in CURVES},
         "records": [{**{name: r[name] for name in kept}, "feasible": bool(r["parts"]) and r["parts"]["diversity"] == 1,
@@ -140,6 +138,13 @@ def require_same(out: Path, words: list[str]) -> None:
     set_later = ("out", "resume", "max_context")
     if other := [name for name in stored if name not in set_later and stored[name] != wanted.get(name)]:
         raise ValueError(f"{out} was begun with another {', '.join(other)}; remove it or choose another --work")
+
+
+def versions() -> dict[str, Any]:
+    """What a result was made with."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    return {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+            "commit": commit}
 
 
 def warm_start(flags: argparse.Namespace) -> str:

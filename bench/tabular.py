@@ -9,7 +9,7 @@ format), finish in time, make no slip, and have a dozen small distributions to l
 Tasks, their order, canvas, reward, advantages and number of trajectories are those of `python train.py --seed N`. Settings:
 
     plain        as train.py
-    kinds        other tables for each kind of task, as if a policy knew nothing better than the kind
+    kinds        tables of its own for each kind of task
     eight        the answer's reward is the mean of eight executions, each by an executor of another seed
     four-times   160 steps in place of 40
 """
@@ -26,7 +26,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from ablations import write
+from ablations import versions, write
 
 import train
 from backends import SimulatedBackend
@@ -191,9 +191,17 @@ def run(setting: str, seed: int, lr: float, steps: int, eval_tasks: int) -> dict
         line.advance(text=f"acc {accuracy[-1]:.2f}")
     line.close()
     final = [play(task, new_editor(task), world) for task in held_out]
-    return {"setting": setting, "seed": seed, "lr": lr, "steps": args.steps, "trajectories": args.steps * len(tasks),
-            "eval_tasks": eval_tasks, "accuracy": accuracy, "scores": [graded(canvas).score for canvas in final],
+    return {"setting": setting, "seed": seed, "lr": lr, "steps": steps, "eval_tasks": eval_tasks, "versions": versions(),
+            "trajectories": args.steps * len(tasks), "accuracy": accuracy, "scores": [graded(canvas).score for canvas in final],
             "workflows": [canvas.graph.to_text() for canvas in final]}
+
+
+def require_same(path: Path, args: argparse.Namespace) -> None:
+    """A result that is there stands for these flags; refuse if it was made with others."""
+    made = json.loads(path.read_text())
+    if (made["steps"], made["eval_tasks"]) != (args.steps, args.eval_tasks):
+        raise ValueError(f"{path} was made with --steps {made['steps']} --eval-tasks {made['eval_tasks']}; "
+                         "choose another --results")
 
 
 def report(results: Path) -> str:
@@ -230,7 +238,9 @@ def main() -> None:
     runs = [(s, seed, lr) for seed in args.seeds for s in args.settings for lr in args.lrs or [SETTINGS[s].lr]]
     for setting, seed, lr in runs * (not args.report):
         path = args.results / f"{setting}-{lr:g}-{seed}.json"
-        if not path.exists():
+        if path.exists():
+            require_same(path, args)
+        else:
             write(path, run(setting, seed, lr, args.steps, args.eval_tasks))
     print(report(args.results))
 

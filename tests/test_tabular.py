@@ -97,3 +97,6 @@ def test_a_run_is_made_once_and_tabled_beside_the_best_reachable(tmp_path: Path,
     monkeypatch.setattr(tabular, "run", None)  # whatever is made again fails
     tabular.main()
     assert capsys.readouterr().out == first
+    monkeypatch.setattr(sys, "argv", [*words, "--steps", "2"])
+    with pytest.raises(ValueError, match="made with --steps 1 --eval-tasks 2"):
+        tabular.main()
