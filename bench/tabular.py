@@ -21,6 +21,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -28,11 +29,11 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from ablations import versions, write
 
+import baselines
 import train
 from backends import SimulatedBackend
 from canvas import Canvas
 from cwrpo import group_advantages
-from graph import Graph
 from rewards import Grade, grade, reward
 from rundir import end_on_signals
 from stats import markdown
@@ -153,10 +154,9 @@ def score(canvas: Canvas, executions: int, seed: int) -> Grade:
         return graded(canvas)
     scores = []
     for i in range(executions):
-        other = Canvas(canvas.task, canvas.library, SimulatedBackend(seed + 10_000 * (i + 1)), canvas.config)
-        other.graph = Graph.from_text(canvas.graph.to_text())
-        other.run_graph()
-        scores.append(graded(other).score)
+        backend = SimulatedBackend(seed + 10_000 * (i + 1))
+        new_canvas = partial(Canvas, library=canvas.library, backend=backend, config=canvas.config)
+        scores.append(baselines.score_workflow(canvas.graph.to_text(), canvas.task, new_canvas, grade))
     return Grade(fmean(scores), fmean(scores), fmean(scores))
 
 
