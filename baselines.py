@@ -1,7 +1,9 @@
 """What a learned policy must beat: a random legal editor, the best fixed workflow, and the best that can be reached.
 
 * `random_edit` picks uniformly among the kinds of edit that are legal now, then uniformly among their arguments. It knows
-  the grammar and nothing else; the warm start imitates it, and its accuracy is the floor.
+  the grammar and nothing else; its accuracy is the floor.
+* `ordered_edit` also knows the usual order of the roles and how many turns are left, as any language model does that has read
+  of agents, and nothing of which operator suits which task. The warm start of the tiny preset imitates it.
 * `best_fixed` is what a random editor finds in a given number of episodes when one workflow must serve every task.
 * `best_reachable` searches a family of several hundred workflows for each source, on training tasks, and scores the
   winners on the held-out ones: the best that a policy can do which tells sources apart and nothing else.
@@ -65,6 +67,73 @@ def random_edit(canvas: Canvas, rng: random.Random) -> str:
     if graph.stages and rng.random() < 0.25:
         body += f"<position>{rng.randint(1, len(graph.stages) + 1)}</position>"
     return head + body
+
+
+# What may follow a step of a workflow in its usual order; "" is the empty canvas.
+ORDER = {"": ("plan", "solve", "parallel"), "plan": ("plan", "solve", "parallel"), "solve": ("repair", "format"),
+         "parallel": ("ensemble",), "ensemble": ("repair", "format"), "repair": ("repair", "format"), "format": ("finish",),
+         "finish": ()}
+SLIPS = 0.15  # share of the edits that delete, modify or set a prompt, so that the policy knows these too
+
+
+def orders(step: str, turns: int, plans: int) -> int:
+    """In how many usual orders a workflow can be finished within `turns` if `step` comes next and `plans` operators plan."""
+    if not turns or (step == "plan" and not plans):
+        return 0
+    rest = sum(orders(following, turns - 1, plans - (step == "plan")) for following in ORDER[step])
+    return rest or step == "finish"
+
+
+def ordered_edit(canvas: Canvas, rng: random.Random) -> str:
+    """One edit of a workflow that is drawn uniformly among the usual orders that fit into the turns, then uniformly among the
+    operators of each role. The library must have operators of all six roles.
+
+    Plan (each operator once), solve (one solver, or several in a parallel and an ensemble), check and revise any number of
+    times, format, finish; with SLIPS a change of what is there, while that leaves time enough.
+    """
+    graph, left = canvas.graph, canvas.config.max_turns - canvas.turn
+    role = {name: op.role for name, op in canvas.library.items()}
+    named = {kind: [name for name in role if role[name] == kind] for kind in role.values()}
+    last = ""
+    if graph.stages:
+        if rng.random() < SLIPS and left > 5:  # so many are enough for any rest
+            return _changed(graph, role, named, rng)
+        stage = graph.stages[-1]
+        last = role[stage.nodes[-1].operator]
+        last = "parallel" if stage.kind == "parallel" else "repair" if last in ("check", "revise") else last
+    used = set(graph.operators())
+    fresh = [name for name in named["plan"] if name not in used]
+    weights = [orders(step, left, len(fresh)) for step in ORDER[last]]
+    step = rng.choices(ORDER[last], weights)[0] if any(weights) else "finish"
+    if step == "finish":
+        return "<action>finish</action>"
+    head, body = "<action>add</action>", ""
+    if step == "parallel":
+        chosen = rng.sample(named["solve"], rng.randint(2, len(named["solve"])))
+        body = f"<structure>parallel</structure><operators>{', '.join(chosen)}</operators>"
+    elif step == "repair":
+        body = _repair(rng.choice(named["check"]), rng.choice(named["revise"]), rng)
+    return head + (body or f"<operator>{rng.choice(fresh if step == 'plan' else named[step])}</operator>")
+
+
+def _changed(graph: Graph, role: dict[str, str], named: dict[str, list[str]], rng: random.Random) -> str:
+    """Take back the last stage, give a node another operator of its role, or set its prompt: the order stays a usual one."""
+    kind = rng.choice(("delete", "modify", "set_prompt"))
+    node = graph.stages[-1] if kind == "delete" else rng.choice(graph.nodes())
+    head = f"<action>{kind}</action><target>{node.id}</target>"
+    if kind == "modify":
+        return f"{head}<operator>{rng.choice(named[role[node.operator]])}</operator>"
+    return head + f"<prompt>{rng.choice(PROMPTS)}</prompt>" * (kind == "set_prompt")
+
+
+def _repair(checker: str, reviser: str, rng: random.Random) -> str:
+    form = rng.choice(("check", "revise", "conditional", "loop"))
+    if form == "conditional":
+        return f"<structure>conditional</structure><condition>{checker}</condition><true>{reviser}</true>"
+    if form == "loop":
+        return (f"<structure>loop</structure><operators>{checker}, {reviser}</operators>"
+                f"<count>{rng.randint(2, MAX_COUNT - 1)}</count>")
+    return f"<operator>{checker if form == 'check' else reviser}</operator>"
 
 
 def random_graph(canvas: Canvas, rng: random.Random) -> Graph:

@@ -12,7 +12,7 @@ import random
 
 TOY_SOURCES = ("toy_math", "toy_qa", "toy_code")  # that are trained on
 # Their canvas, for a policy that is too small to read descriptions: names only, short feedback, short episodes.
-TOY_CANVAS = {"max_turns": 8, "feedback_chars": 200, "problem_chars": 600, "brief": True}
+TOY_CANVAS = {"max_turns": 12, "feedback_chars": 200, "problem_chars": 600, "brief": True}
 LEVELS = 4
 OOD = {"toy_aime": "math", "toy_mathqa": "choice", "toy_open_qa": "qa", "toy_stdin_code": "code"}  # source -> kind
 LOWEST = {"toy_aime": 3}  # level; elsewhere 1

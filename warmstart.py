@@ -1,13 +1,20 @@
-"""Make the tiny default policy from nothing: tokenizer, tiny Qwen3, and imitation of a random legal editor.
+"""Make the tiny default policy from nothing: tokenizer, tiny Qwen3, and imitation of an editor that draws by chance.
 
 The result is an ordinary Hugging Face directory (config.json, model.safetensors, tokenizer.json), so that the tiny run
-takes the same code path as Qwen3-8B. Imitation teaches the grammar and not a strategy: the demonstrations are edits
-drawn uniformly at random among the legal ones (baselines.random_edit), on the toy tasks, with the canvas's real
-feedback between them. The held-out accuracy after it is that of the random editor. One thing more is taught, because any
-language model can do it and a policy cannot learn to treat kinds of tasks differently without: to know the kind of the task
-while writing an edit. A linear layer must read it from the state before each token of the edits; it is thrown away.
+takes the same code path as Qwen3-8B. The demonstrations are edits on the toy tasks, with the canvas's real feedback between
+them, of an editor that knows nothing of which operator suits which task:
+
+    tiny           the grammar and the usual order of the roles, as a language model does that has read of agents
+                   (baselines.ordered_edit)
+    tiny-grammar   the grammar alone (baselines.random_edit), in eight turns: structure is then what is to be learned, as
+                   bench/ablations.py needs it
+
+One thing more is taught, because any language model can do it and a policy cannot learn to treat kinds of tasks differently
+without: to know the kind of the task while writing an edit. A linear layer must read it from the state before each token of
+the edits; it is thrown away.
 
     python warmstart.py                    two minutes on two cores; `python train.py` does it when needed, in runs/
+    python warmstart.py --name tiny-grammar
     python warmstart.py --out runs/tiny    a directory of your choice, for --model and scripts/serve_vllm.sh
     python warmstart.py --seed 1           other demonstrations, other weights
 """
@@ -24,6 +31,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,7 +62,9 @@ BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many 
 PEAK_LR = 4e-3
 KNOWING = 1.0  # weight of telling the kind of the task from the states that write edits
 READING = 0.5  # weight of predicting the task and the feedback: what a policy cannot read it cannot learn to use
-CANVAS = CanvasConfig(**TOY_CANVAS)
+EDITORS = {  # by the name that --model takes: who is imitated, on which canvas
+    "tiny": (baselines.ordered_edit, CanvasConfig(**TOY_CANVAS)),
+    "tiny-grammar": (baselines.random_edit, replace(CanvasConfig(**TOY_CANVAS), max_turns=8))}
 
 
 def tiny_config(vocab: int) -> Qwen3Config:
@@ -83,14 +93,15 @@ def make_tokenizer(texts: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def demonstrate(task: Task, seed: int) -> list[tuple[str, str]]:
-    """One random episode as (who, text) pairs: system, user, then edit, feedback, edit, ..."""
+def demonstrate(task: Task, seed: int, name: str = "tiny") -> list[tuple[str, str]]:
+    """One episode of the editor `name` as (who, text) pairs: system, user, then edit, feedback, edit, ..."""
     rng = random.Random(f"{seed}/demonstration/{task.id}")
-    canvas = Canvas(task, operators.library(), SimulatedBackend(seed), CANVAS)
+    editor, config = EDITORS[name]
+    canvas = Canvas(task, operators.library(), SimulatedBackend(seed), config)
     system, user = canvas.prompt()
     episode = [("system", system), ("user", user)]
     while not canvas.done:
-        text = baselines.random_edit(canvas, rng)
+        text = editor(canvas, rng)
         episode += [("edit", text), ("feedback", canvas.step(text).text)]
     return episode[:-1]
 
@@ -151,13 +162,13 @@ def imitate(model: Qwen3, examples: list[tuple[list[int], list[int], int]], seed
     return sum(losses) / len(losses)
 
 
-def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bool = True) -> dict:
-    """Make the tiny policy in `directory` (written whole or not at all). Returns what was measured."""
+def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bool = True, name: str = "tiny") -> dict:
+    """Make the policy `name` (of EDITORS) in `directory`, written whole or not at all. Returns what was measured."""
     started = time.monotonic()
     tasks = [task for source in TOY_SOURCES for task in toy_tasks(source, episodes // len(TOY_SOURCES), seed + 10**6)]
     with ThreadPoolExecutor(4) as pool:  # programs of the simulated executor are really run, and take their time
-        demonstrations = list(tqdm(pool.map(lambda task: demonstrate(task, seed), tasks), total=len(tasks),
-                                   desc="random episodes", disable=not progress))
+        demonstrations = list(tqdm(pool.map(lambda task: demonstrate(task, seed, name), tasks), total=len(tasks),
+                                   desc="demonstrations", disable=not progress))
     texts = [text for episode in demonstrations for _, text in episode]
     temporary = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -187,15 +198,15 @@ def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bo
     return facts
 
 
-def tiny_policy(root: Path, seed: int = 0, progress: bool = True) -> Path:
-    """The directory of the tiny policy below `root`, made if it is not there. Its name changes with what made it."""
+def tiny_policy(root: Path, seed: int = 0, progress: bool = True, name: str = "tiny") -> Path:
+    """The directory of the policy `name` (of EDITORS) below `root`, made if it is not there; called by what made it."""
     made_of = hashlib.sha256()
     here = Path(__file__).parent
-    for name in ("warmstart.py", "baselines.py", "canvas.py", "edits.py", "graph.py", "operators.py", "simulated.py", "toys.py"):
-        made_of.update((here / name).read_bytes())
-    directory = root / f"tiny-{seed}-{made_of.hexdigest()[:12]}"
+    for file in ("warmstart.py", "baselines.py", "canvas.py", "edits.py", "graph.py", "operators.py", "simulated.py", "toys.py"):
+        made_of.update((here / file).read_bytes())
+    directory = root / f"{name}-{seed}-{made_of.hexdigest()[:12]}"
     if not (directory / "model.safetensors").exists():
-        build(directory, seed, progress=progress)
+        build(directory, seed, progress=progress, name=name)
     return directory
 
 
@@ -206,15 +217,16 @@ def parse_rate(texts: Sequence[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None, help="directory to make (default: runs/tiny-SEED-HASH)")
+    parser.add_argument("--out", type=Path, default=None, help="directory to make (default: runs/NAME-SEED-HASH)")
+    parser.add_argument("--name", choices=sorted(EDITORS), default="tiny", help="who is imitated (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of demonstrations and weights (default %(default)s)")
     args = parser.parse_args()
     if args.out is not None and args.out.exists():
         parser.error(f"{args.out} exists; choose another --out or remove it")
     if args.out is None:
-        args.out = tiny_policy(Path("runs"), args.seed)
+        args.out = tiny_policy(Path("runs"), args.seed, name=args.name)
     else:
-        build(args.out, args.seed)
+        build(args.out, args.seed, name=args.name)
     print(f"{args.out}: {(args.out / 'warmstart.json').read_text()}")
 
 

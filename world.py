@@ -31,7 +31,7 @@ from toys import OOD, TOY_CANVAS, TOY_SOURCES
 from vllm_check import require
 from vllm_fleet import AWAY_SECONDS, Fleet
 from vllm_sampler import VLLMSampler
-from warmstart import tiny_policy
+from warmstart import EDITORS, tiny_policy
 
 
 def load_tasks(args: argparse.Namespace, n_toy: int = 128) -> tuple[list[Task], list[Task]]:
@@ -115,7 +115,7 @@ class World:
 
 
 def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
-    directory = tiny_policy(Path("runs")) if args.model == "tiny" else Path(args.model)
+    directory = tiny_policy(Path("runs"), name=args.model) if args.model in EDITORS else Path(args.model)
     if not directory.is_dir():
         raise UsageError(f"--model {args.model}: no such directory; expected config.json, *.safetensors and tokenizer.json")
     tokenizer = ChatTokenizer(directory)

@@ -38,13 +38,13 @@ from metrics import evaluation_record
 from rewards import grade
 from rollout import Trajectory
 from rundir import RunDir, end_on_signals
-from warmstart import tiny_policy
+from warmstart import EDITORS, tiny_policy
 from world import World, load_policy, load_tasks, make_sampler, ood_toys
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "ablations"
 MAIN = ("full", "no-mask", "no-diversity", "no-release", "grpo")
-VARIANTS: dict[str, str] = {  # name -> flags of train.py beside the tiny preset's
+VARIANTS: dict[str, str] = {  # name -> flags of train.py beside SHARED and the tiny preset's
     "full": "",
     "no-mask": "--no-mask",
     "no-diversity": "--no-diversity",  # which is GRPO with the mask: the preset's groups are tasks
@@ -63,7 +63,8 @@ VARIANTS: dict[str, str] = {  # name -> flags of train.py beside the tiny preset
     "equal-weights": "--reward-weights 0.25,0.25,0.25,0.25",
     "rising-weights": "--reward-weights 0.1,0.2,0.3,0.4",
 }
-SHARED = ("--no-baselines", "--quiet")
+# A policy that knows the grammar alone, in short episodes: what knows the order of the roles already is nearly always feasible.
+SHARED = ("--no-baselines", "--quiet", "--model", "tiny-grammar", "--max-turns", "8", "--temperature", "0.8")
 CURVES = ("reward", "feasible_rate", "accuracy", "operators", "hack_no_op", "hack_idle_parallel", "hack_idle_control",
           "hack_after_format")
 
@@ -149,7 +150,7 @@ def versions() -> dict[str, Any]:
 
 def warm_start(flags: argparse.Namespace) -> str:
     """What all runs began with, by content: the demonstrations behind the weights were played in the same world."""
-    directory = tiny_policy(Path("runs")) if flags.model == "tiny" else Path(flags.model)
+    directory = tiny_policy(Path("runs"), name=flags.model) if flags.model in EDITORS else Path(flags.model)
     return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 

@@ -56,6 +56,7 @@ SETTINGS = {  # each with the size of steps that was best on seeds 0, 1 and 2
     "plain": Setting(False, 1, 1, 12), "kinds": Setting(True, 1, 1, 12), "eight": Setting(False, 8, 1, 8),
     "four-times": Setting(False, 1, 4, 3)}
 MAX_LOOP = 10
+TURNS = 8  # of an episode, as in bench/ablations.py
 NEXT = {"": ("plan", "solve"), "plan": ("plan", "solve"), "solve": ("solve", "repair", "format"),
         "repair": ("repair", "format", "finish"), "format": ("finish",)}  # by the last step; "" is the empty canvas
 TURNS_NEEDED = {"plan": 5, "solve": 4, "repair": 3, "format": 2, "finish": 1}  # solve, ensemble, format, finish fit into 4
@@ -170,7 +171,8 @@ def graded(canvas: Canvas) -> Grade:
 def run(setting: str, seed: int, lr: float, steps: int, eval_tasks: int) -> dict[str, Any]:
     """Train tables, evaluate them on the held-out tasks; return what is kept of it."""
     by_kind, executions, times, _ = SETTINGS[setting]
-    args = train.parse_args(["--seed", str(seed), "--steps", str(steps * times), "--eval-tasks", str(eval_tasks)])
+    args = train.parse_args(["--seed", str(seed), "--steps", str(steps * times), "--eval-tasks", str(eval_tasks),
+                             "--max-turns", str(TURNS)])
     pool, held_out = load_tasks(args)
     world, tables, rng = World(args), Tables(), random.Random(f"{seed}/tables")
     accuracy = []

@@ -37,7 +37,7 @@ from qwen3 import Qwen3
 from rollout import Job, RolloutConfig, Trajectory, rollout
 from rundir import RunDir, RunError, naming_lacks
 from tasks import toy_tasks
-from world import World
+from world import World, load_policy
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--tasks-per-source", "1", "--rollouts-per-task", "2", "--eval-tasks", "2", "--max-turns", "3", "--no-baselines",
@@ -98,7 +98,7 @@ def test_warm_up_starts_above_zero_and_the_schedule_ends_at_a_tenth() -> None:
 
 
 @pytest.mark.parametrize("program", [train, evaluation])
-@pytest.mark.parametrize(("words", "shown"), [(["--help"], "0.8"), (["--preset", "paper", "--help"], "0.6")])
+@pytest.mark.parametrize(("words", "shown"), [(["--help"], "0.3"), (["--preset", "paper", "--help"], "0.6")])
 def test_help_shows_the_defaults_of_the_preset(program: object, words: list[str], shown: str,
                                                capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
@@ -485,13 +485,27 @@ def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
     assert sum(means[-4:]) / 4 > sum(means[:3]) / 3 + 2, means  # turns are two tokens shorter, of eight
 
 
-def test_random_edits_are_what_the_warm_start_imitates(tiny_model: Path) -> None:
-    """The demonstrations hold legal edits alone: their canvas accepted every one of them."""
+@pytest.mark.parametrize("name", warmstart.EDITORS)
+def test_the_warm_start_imitates_legal_edits(tiny_model: Path, name: str) -> None:
+    """The canvas of the demonstrations accepted every edit of them."""
     for task in toy_tasks("toy_math", 5, 3):
-        episode = warmstart.demonstrate(task, 0)
+        episode = warmstart.demonstrate(task, 0, name)
         answers = [text for who, text in episode if who == "feedback"]
         assert all(text.startswith("OK") for text in answers)
     assert json.loads((tiny_model / "warmstart.json").read_text())["episodes"] == 30
+
+
+def test_a_policy_made_on_the_spot_is_the_one_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--model tiny-grammar trains what knows the grammar alone, in a directory of its own."""
+    made = []
+    monkeypatch.setattr(warmstart, "build", lambda directory, seed, progress, name: made.append((directory.name, name)))
+    monkeypatch.chdir(tmp_path)
+    for name in warmstart.EDITORS:
+        with pytest.raises(UsageError, match="no such directory"):  # nothing was really made
+            load_policy(train.parse_args(["--model", name]))
+    (first, tiny), (second, grammar) = made
+    assert (tiny, grammar) == ("tiny", "tiny-grammar")
+    assert (first[:7], second[:15]) == ("tiny-0-", "tiny-grammar-0-")
 
 
 # ---- README -----------------------------------------------------------------------------------------------------------
