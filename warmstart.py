@@ -13,7 +13,7 @@ One thing more is taught, because any language model can do it and a policy cann
 without: to know the kind of the task while writing an edit. A linear layer must read it from the state before each token of
 the edits; it is thrown away.
 
-    python warmstart.py                    two minutes on two cores; `python train.py` does it when needed, in runs/
+    python warmstart.py                    three minutes on two cores; `python train.py` does it when needed, in runs/
     python warmstart.py --name tiny-grammar
     python warmstart.py --out runs/tiny    a directory of your choice, for --model and scripts/serve_vllm.sh
     python warmstart.py --seed 1           other demonstrations, other weights
@@ -199,7 +199,7 @@ def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bo
 
 
 def tiny_policy(root: Path, seed: int = 0, progress: bool = True, name: str = "tiny") -> Path:
-    """The directory of the policy `name` (of EDITORS) below `root`, made if it is not there; called by what made it."""
+    """The directory of the policy `name` (of EDITORS) below `root`, made if it is not there; named by what made it."""
     made_of = hashlib.sha256()
     here = Path(__file__).parent
     for file in ("warmstart.py", "baselines.py", "canvas.py", "edits.py", "graph.py", "operators.py", "simulated.py", "toys.py"):

@@ -114,8 +114,13 @@ class World:
         tau.hacks = credit(tau.canvas).hacks
 
 
+def model_directory(model: str) -> Path:
+    """Where --model lies; what it names of EDITORS is made if need be."""
+    return tiny_policy(Path("runs"), name=model) if model in EDITORS else Path(model)
+
+
 def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:
-    directory = tiny_policy(Path("runs"), name=args.model) if args.model in EDITORS else Path(args.model)
+    directory = model_directory(args.model)
     if not directory.is_dir():
         raise UsageError(f"--model {args.model}: no such directory; expected config.json, *.safetensors and tokenizer.json")
     tokenizer = ChatTokenizer(directory)

@@ -38,8 +38,7 @@ from metrics import evaluation_record
 from rewards import grade
 from rollout import Trajectory
 from rundir import RunDir, end_on_signals
-from warmstart import EDITORS, tiny_policy
-from world import World, load_policy, load_tasks, make_sampler, ood_toys
+from world import World, load_policy, load_tasks, make_sampler, model_directory, ood_toys
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "ablations"
@@ -150,8 +149,7 @@ def versions() -> dict[str, Any]:
 
 def warm_start(flags: argparse.Namespace) -> str:
     """What all runs began with, by content: the demonstrations behind the weights were played in the same world."""
-    directory = tiny_policy(Path("runs"), name=flags.model) if flags.model in EDITORS else Path(flags.model)
-    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()[:12]
+    return hashlib.sha256((model_directory(flags.model) / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def evaluated(out: Path, flags: argparse.Namespace) -> list[dict[str, Any]]:
