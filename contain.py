@@ -285,7 +285,7 @@ def sweep(init: int, config: dict) -> None:
 
 
 def boot(config: dict, roles: dict[str, types.CodeType]) -> None:
-    """Process A, out of the job's reach: contain, start B, keep the clock, leave nothing behind."""
+    """Process A, out of the job's reach: contain, start B, keep the clock, say so before C is killed and B wakes, sweep."""
     def stop(number: int, frame: types.FrameType | None) -> None:
         _signal.signal(_signal.SIGALRM, _signal.SIG_IGN)  # one is enough, a second would interrupt the sweeping
         _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
@@ -314,8 +314,8 @@ def boot(config: dict, roles: dict[str, types.CodeType]) -> None:
         return run_init(config, roles)
     _signal.signal(_signal.SIGALRM, _signal.SIG_IGN)
     _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
-    sweep(init if init and cause != "killed" else 0, config)
     os.write(config["report"], f"{cause} 0 {time.monotonic() - begin:.6f} 0\n".encode())
+    sweep(init if init and cause != "killed" else 0, config)
     os._exit(0)
 
 

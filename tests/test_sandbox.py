@@ -170,6 +170,18 @@ def test_a_fork_bomb_is_swept_without_a_pid_namespace_too(ending: str, child: st
     assert processes_of(int(uid)) == []
 
 
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0 or not os.path.exists("/usr/bin/python3"),
+                    reason="only root can give a program a uid, and needs an interpreter that others may start")
+def test_time_running_out_is_never_taken_for_a_signal_of_the_program_s_own() -> None:
+    """Without a pid namespace the program is killed before its parent is, which sees that and must not report first."""
+    call = ("import sandbox\nfrom concurrent.futures import ThreadPoolExecutor\n"
+            "def run(_): return sandbox.run_program('import time; time.sleep(10)', timeout=0.1).status\n"
+            "with ThreadPoolExecutor(8) as pool: print(*set(pool.map(run, range(64))))")
+    done = subprocess.run(["/usr/bin/python3", "-W", "ignore", "-c", call], env={**os.environ, "SANDBOX": "plain"}, timeout=60,
+                          cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.stdout.split() == ["timeout"]
+
+
 def processes_of(uid: int) -> list[int]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
