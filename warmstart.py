@@ -10,8 +10,9 @@ them, of an editor that knows nothing of which operator suits which task:
                    bench/ablations.py needs it
 
 One thing more is taught, because any language model can do it and a policy cannot learn to treat kinds of tasks differently
-without: to know the kind of the task while writing an edit. A linear layer must read it from the state before each token of
-the edits; it is thrown away.
+without: to know the kind of the task while writing an edit. Linear layers must read it from the states before each token of
+the edits, and are thrown away: for `tiny` also from those between the network's layers, which an adapter of the last one can
+use, and all of one size, so that a faint trace will not do.
 
     python warmstart.py                    three minutes on two cores; `python train.py` does it when needed, in runs/
     python warmstart.py --name tiny-grammar
@@ -29,10 +30,11 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +64,17 @@ BATCH_TOKENS = 2048  # small: the grammar is learned by many steps, not by many 
 PEAK_LR = 4e-3
 KNOWING = 1.0  # weight of telling the kind of the task from the states that write edits
 READING = 0.5  # weight of predicting the task and the feedback: what a policy cannot read it cannot learn to use
-EDITORS = {  # by the name that --model takes: who is imitated, on which canvas
-    "tiny": (baselines.ordered_edit, CanvasConfig(**TOY_CANVAS)),
-    "tiny-grammar": (baselines.random_edit, replace(CanvasConfig(**TOY_CANVAS), max_turns=8))}
+
+
+class Lesson(NamedTuple):
+    editor: Callable[[Canvas, random.Random], str]  # who is imitated
+    canvas: CanvasConfig
+    throughout: bool  # the kind is known between the layers too, and strongly; not where results were made without
+
+
+LESSONS = {  # by the name that --model takes
+    "tiny": Lesson(baselines.ordered_edit, CanvasConfig(**TOY_CANVAS), throughout=True),
+    "tiny-grammar": Lesson(baselines.random_edit, replace(CanvasConfig(**TOY_CANVAS), max_turns=8), throughout=False)}
 
 
 def tiny_config(vocab: int) -> Qwen3Config:
@@ -96,12 +106,12 @@ def make_tokenizer(texts: Sequence[str]) -> Tokenizer:
 def demonstrate(task: Task, seed: int, name: str = "tiny") -> list[tuple[str, str]]:
     """One episode of the editor `name` as (who, text) pairs: system, user, then edit, feedback, edit, ..."""
     rng = random.Random(f"{seed}/demonstration/{task.id}")
-    editor, config = EDITORS[name]
-    canvas = Canvas(task, operators.library(), SimulatedBackend(seed), config)
+    lesson = LESSONS[name]
+    canvas = Canvas(task, operators.library(), SimulatedBackend(seed), lesson.canvas)
     system, user = canvas.prompt()
     episode = [("system", system), ("user", user)]
     while not canvas.done:
-        text = editor(canvas, rng)
+        text = lesson.editor(canvas, rng)
         episode += [("edit", text), ("feedback", canvas.step(text).text)]
     return episode[:-1]
 
@@ -118,10 +128,11 @@ def encode(episode: list[tuple[str, str]], tokenizer: ChatTokenizer) -> tuple[li
     return tokens, mask
 
 
-def imitate(model: Qwen3, examples: list[tuple[list[int], list[int], int]], seed: int, progress: bool = True) -> float:
+def imitate(model: Qwen3, examples: list[tuple[list[int], list[int], int]], seed: int, progress: bool = True,
+            throughout: bool = True) -> float:
     """Train all weights on (tokens, mask, kind) to predict edits, what the canvas says, with less weight, and the kind, an
-    index into TOY_SOURCES, from the states before the edits' tokens. Return the last epoch's mean loss of the edits, nats a
-    token."""
+    index into TOY_SOURCES, from the states before the edits' tokens: the last ones or, throughout, also those that enter the
+    last layer, each at unit size. Return the last epoch's mean loss of the edits, nats a token."""
     rng = random.Random(f"{seed}/imitation")
     batches = []
     for example in sorted(examples, key=lambda example: -len(example[0])):
@@ -129,10 +140,12 @@ def imitate(model: Qwen3, examples: list[tuple[list[int], list[int], int]], seed
             batches.append([])
         batches[-1].append(example)
     steps = EPOCHS * len(batches)
-    probe = torch.nn.Linear(model.config.hidden_size, len(TOY_SOURCES))
+    probes = torch.nn.ModuleList(torch.nn.Linear(model.config.hidden_size, len(TOY_SOURCES)) for _ in range(1 + throughout))
+    between: list[torch.Tensor] = []  # (B, T, D), of this batch
+    hook = model.model.layers[-1].register_forward_pre_hook(lambda layer, given: between.append(given[0]))
     decay, rest = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1},
-                                   {"params": [*rest, *probe.parameters()], "weight_decay": 0.0}],
+                                   {"params": [*rest, *probes.parameters()], "weight_decay": 0.0}],
                                   lr=PEAK_LR, betas=(0.9, 0.95))
     warm_up = max(steps // 20, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
@@ -151,19 +164,25 @@ def imitate(model: Qwen3, examples: list[tuple[list[int], list[int], int]], seed
             edit = mask[:, 1:][real]
             kinds = torch.tensor([kind for *_, kind in batch])[:, None].expand(real.shape)[real]  # (M,)
             loss = losses_of[edit].mean() + READING * losses_of[~edit].mean()
-            loss += KNOWING * F.cross_entropy(probe(states[edit]), kinds[edit])
+            read = [states[edit]]
+            if throughout:
+                read = [F.rms_norm(x, x.shape[-1:]) for x in (between[-1][:, :-1][real][edit], states[edit])]
+            for probe, x in zip(probes, read, strict=True):
+                loss += KNOWING * F.cross_entropy(probe(x), kinds[edit])
+            between.clear()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             losses.append(losses_of[edit].mean().item())
+    hook.remove()
     model.eval()
     return sum(losses) / len(losses)
 
 
 def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bool = True, name: str = "tiny") -> dict:
-    """Make the policy `name` (of EDITORS) in `directory`, written whole or not at all. Returns what was measured."""
+    """Make the policy `name` (of LESSONS) in `directory`, written whole or not at all. Returns what was measured."""
     started = time.monotonic()
     tasks = [task for source in TOY_SOURCES for task in toy_tasks(source, episodes // len(TOY_SOURCES), seed + 10**6)]
     with ThreadPoolExecutor(4) as pool:  # programs of the simulated executor are really run, and take their time
@@ -182,7 +201,7 @@ def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bo
         model = Qwen3(tiny_config(VOCAB))
         examples = [(*encode(episode, tokenizer), TOY_SOURCES.index(task.source))
                     for task, episode in zip(tasks, demonstrations, strict=True)]
-        loss = imitate(model, examples, seed, progress)
+        loss = imitate(model, examples, seed, progress, LESSONS[name].throughout)
         model.save_pretrained(temporary)
         facts = {"parameters": sum(p.numel() for p in model.parameters()), "episodes": len(tasks),
                  "edits": sum(who == "edit" for episode in demonstrations for who, _ in episode),
@@ -199,7 +218,7 @@ def build(directory: Path, seed: int = 0, episodes: int = EPISODES, progress: bo
 
 
 def tiny_policy(root: Path, seed: int = 0, progress: bool = True, name: str = "tiny") -> Path:
-    """The directory of the policy `name` (of EDITORS) below `root`, made if it is not there; named by what made it."""
+    """The directory of the policy `name` (of LESSONS) below `root`, made if it is not there; named by what made it."""
     made_of = hashlib.sha256()
     here = Path(__file__).parent
     for file in ("warmstart.py", "baselines.py", "canvas.py", "edits.py", "graph.py", "operators.py", "simulated.py", "toys.py"):
@@ -218,7 +237,7 @@ def parse_rate(texts: Sequence[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=None, help="directory to make (default: runs/NAME-SEED-HASH)")
-    parser.add_argument("--name", choices=sorted(EDITORS), default="tiny", help="who is imitated (default %(default)s)")
+    parser.add_argument("--name", choices=sorted(LESSONS), default="tiny", help="who is imitated (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of demonstrations and weights (default %(default)s)")
     args = parser.parse_args()
     if args.out is not None and args.out.exists():

@@ -31,7 +31,7 @@ from toys import OOD, TOY_CANVAS, TOY_SOURCES
 from vllm_check import require
 from vllm_fleet import AWAY_SECONDS, Fleet
 from vllm_sampler import VLLMSampler
-from warmstart import EDITORS, tiny_policy
+from warmstart import LESSONS, tiny_policy
 
 
 def load_tasks(args: argparse.Namespace, n_toy: int = 128) -> tuple[list[Task], list[Task]]:
@@ -115,8 +115,8 @@ class World:
 
 
 def model_directory(model: str) -> Path:
-    """Where --model lies; what it names of EDITORS is made if need be."""
-    return tiny_policy(Path("runs"), name=model) if model in EDITORS else Path(model)
+    """Where --model lies; what it names of LESSONS is made if need be."""
+    return tiny_policy(Path("runs"), name=model) if model in LESSONS else Path(model)
 
 
 def load_policy(args: argparse.Namespace) -> tuple[Qwen3, ChatTokenizer]:

@@ -485,7 +485,7 @@ def test_a_tiny_policy_visibly_learns(tiny_model: Path) -> None:
     assert sum(means[-4:]) / 4 > sum(means[:3]) / 3 + 2, means  # turns are two tokens shorter, of eight
 
 
-@pytest.mark.parametrize("name", warmstart.EDITORS)
+@pytest.mark.parametrize("name", warmstart.LESSONS)
 def test_the_warm_start_imitates_legal_edits(tiny_model: Path, name: str) -> None:
     """The canvas of the demonstrations accepted every edit of them."""
     for task in toy_tasks("toy_math", 5, 3):
@@ -500,7 +500,7 @@ def test_a_policy_made_on_the_spot_is_the_one_that_was_named(tmp_path: Path, mon
     made = []
     monkeypatch.setattr(warmstart, "build", lambda directory, seed, progress, name: made.append((directory.name, name)))
     monkeypatch.chdir(tmp_path)
-    for name in warmstart.EDITORS:
+    for name in warmstart.LESSONS:
         with pytest.raises(UsageError, match="no such directory"):  # nothing was really made
             load_policy(train.parse_args(["--model", name]))
     (first, tiny), (second, grammar) = made
@@ -536,8 +536,11 @@ def test_readme_commands_have_flags_that_exist(line: str, tmp_path: Path) -> Non
         parse(words[2:])
 
 
-def test_what_imitates_knows_the_kind_of_the_task_while_it_writes() -> None:
-    """The first token tells the kind, 60 arbitrary ones follow, then an edit of four, for all kinds the same."""
+def taught_kinds(throughout: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(300, D) states inside an edit that enter the last layer, and that leave it, of a model that was taught by imitation.
+
+    The first token tells the kind, 60 arbitrary ones follow, then an edit of four, for all kinds the same.
+    """
     rng = random.Random(0)
 
     def example(kind: int) -> tuple[list[int], list[int], int]:
@@ -545,10 +548,27 @@ def test_what_imitates_knows_the_kind_of_the_task_while_it_writes() -> None:
 
     torch.manual_seed(0)
     model = Qwen3(replace(warmstart.tiny_config(64), hidden_size=32, intermediate_size=64))
-    warmstart.imitate(model, [example(i % 3) for i in range(300)], 0, progress=False)
-    kinds = torch.arange(300) % 3
+    warmstart.imitate(model, [example(i % 3) for i in range(300)], 0, progress=False, throughout=throughout)
+    entering: list[torch.Tensor] = []
+    model.model.layers[-1].register_forward_pre_hook(lambda layer, given: entering.append(given[0]))
     with torch.no_grad():
-        states = model.hidden(torch.tensor([example(kind)[0] for kind in kinds.tolist()]))[:, -3]  # (300, D): inside the edit
+        leaving = model.hidden(torch.tensor([example(i % 3)[0] for i in range(300)]))
+    return entering[0][:, -3], leaving[:, -3]
+
+
+def told_apart(states: torch.Tensor) -> float:
+    """How many of the last 150 lie next to the centre of their own kind's first."""
+    kinds = torch.arange(300) % 3
     centres = torch.stack([states[:150][kinds[:150] == kind].mean(0) for kind in range(3)])
-    right = torch.cdist(states[150:], centres).argmin(1) == kinds[150:]
-    assert right.double().mean() > 0.9, right.double().mean()  # 0.64 without being taught
+    return (torch.cdist(states[150:], centres).argmin(1) == kinds[150:]).double().mean().item()
+
+
+def test_what_imitates_knows_the_kind_of_the_task_while_it_writes() -> None:
+    _, leaving = taught_kinds(throughout=False)
+    assert told_apart(leaving) > 0.9  # 0.64 without being taught
+
+
+def test_what_must_know_the_kind_throughout_knows_it_before_the_last_layer() -> None:
+    entering, leaving = taught_kinds(throughout=True)
+    assert told_apart(leaving) > 0.9
+    assert told_apart(entering) > 0.9  # 0.8 if it is read off the last states alone
