@@ -89,8 +89,7 @@ def ordered_edit(canvas: Canvas, rng: random.Random) -> str:
     operators of each role. The library must have operators of all six roles.
 
     Plan (each operator once), solve (one solver, or several in a parallel and an ensemble), check and revise any number of
-    times, each time in a conditional or a loop, format, finish; with SLIPS a change of what is there, while that leaves time
-    enough.
+    times, format, finish; with SLIPS a change of what is there, while that leaves time enough.
     """
     graph, left = canvas.graph, canvas.config.max_turns - canvas.turn
     role = {name: op.role for name, op in canvas.library.items()}
@@ -128,11 +127,13 @@ def _changed(graph: Graph, role: dict[str, str], named: dict[str, list[str]], rn
 
 
 def _repair(checker: str, reviser: str, rng: random.Random) -> str:
-    """A check with the revision that it is for, once if it finds something or several times."""
-    if rng.choice(("conditional", "loop")) == "conditional":
+    form = rng.choice(("check", "revise", "conditional", "loop"))
+    if form == "conditional":
         return f"<structure>conditional</structure><condition>{checker}</condition><true>{reviser}</true>"
-    return (f"<structure>loop</structure><operators>{checker}, {reviser}</operators>"
-            f"<count>{rng.randint(2, MAX_COUNT - 1)}</count>")
+    if form == "loop":
+        return (f"<structure>loop</structure><operators>{checker}, {reviser}</operators>"
+                f"<count>{rng.randint(2, MAX_COUNT - 1)}</count>")
+    return f"<operator>{checker if form == 'check' else reviser}</operator>"
 
 
 def random_graph(canvas: Canvas, rng: random.Random) -> Graph:

@@ -87,13 +87,6 @@ def test_its_changes_keep_the_order_of_the_roles() -> None:
         assert places == sorted(places), roles
 
 
-def test_an_ordered_editor_checks_and_revises_in_structures_alone() -> None:
-    """A check that nobody acts on is worth nothing."""
-    forms = Counter(stage.kind for seed in range(200) for stage in ordered(seed, 12).stages
-                    if {LIBRARY[node.operator].role for node in stage.nodes} & {"check", "revise"})
-    assert set(forms) == {"conditional", "loop"}, forms
-
-
 def test_an_ordered_editor_plans_once_by_each_operator_and_loops_more_than_once() -> None:
     texts = [ordered(seed, 12).to_text() for seed in range(300)]
     assert {int(n) for text in texts for n in re.findall(r"\* (\d+)", text)} == set(range(2, 10))
