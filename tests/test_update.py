@@ -337,7 +337,7 @@ def play_and_train(temperature: float, reward: Callable[[Trajectory], float]) ->
 def test_the_trainer_gives_sampled_tokens_the_probability_they_were_drawn_with(temperature: float) -> None:
     model, taus, stats = play_and_train(temperature, lambda tau: float(sum(tau.tokens) % 7))
     assert stats["sampler_gap_max"] < 1e-4
-    assert stats["sampler_kl"] < 1e-8
+    assert stats["sampler_kl"] < 1e-7  # exp(gap) of one token is rounded to 6e-8
     assert stats["kl_ref"] == 0, "B starts at zero, so the policy is its own reference"
     assert all(len(tau.turns) == 3 and len(set(tau.mask)) == 2 for tau in taus)
     moved = {name: p.abs().sum().item() for name, p in model.named_parameters() if p.requires_grad and "lora_B" in name}
