@@ -149,8 +149,11 @@ def test_a_fork_bomb_is_bounded_and_swept() -> None:
     assert time.monotonic() - begin < 20
 
 
-@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0 or not os.path.exists("/usr/bin/python3"),
-                    reason="only root can give a program a uid, and needs an interpreter that others may start")
+own_uid = pytest.mark.skipif(os.name != "posix" or os.getuid() != 0 or not os.path.exists("/usr/bin/python3"),
+                             reason="only root can give a program a uid, and needs an interpreter that others may start")
+
+
+@own_uid
 @pytest.mark.parametrize("ending", ["", "\nos._exit(0)"], ids=["timeout", "end of the program"])
 @pytest.mark.parametrize("child", ["", " or os.setsid()"], ids=["one group", "a session each"])
 def test_a_fork_bomb_is_swept_without_a_pid_namespace_too(ending: str, child: str) -> None:
@@ -170,8 +173,7 @@ def test_a_fork_bomb_is_swept_without_a_pid_namespace_too(ending: str, child: st
     assert processes_of(int(uid)) == []
 
 
-@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0 or not os.path.exists("/usr/bin/python3"),
-                    reason="only root can give a program a uid, and needs an interpreter that others may start")
+@own_uid
 def test_time_running_out_is_never_taken_for_a_signal_of_the_program_s_own() -> None:
     """Without a pid namespace the program is killed before its parent is, which sees that and must not report first."""
     call = ("import sandbox\nfrom concurrent.futures import ThreadPoolExecutor\n"

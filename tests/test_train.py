@@ -495,6 +495,15 @@ def test_the_warm_start_imitates_legal_edits(tiny_model: Path, name: str) -> Non
     assert json.loads((tiny_model / "warmstart.json").read_text())["episodes"] == 30
 
 
+@pytest.mark.parametrize(("name", "throughout"), [("tiny", True), ("tiny-grammar", False)])
+def test_a_policy_is_taught_by_its_lesson(name: str, throughout: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bench/results/ablations began with a tiny-grammar that knows the kind in its last states alone."""
+    taught = []
+    monkeypatch.setattr(warmstart, "imitate", lambda *words: taught.append(words[-1]) or 0.0)
+    warmstart.build(tmp_path / name, episodes=6, progress=False, name=name)
+    assert taught == [throughout]
+
+
 def test_a_policy_made_on_the_spot_is_the_one_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--model tiny-grammar trains what knows the grammar alone, in a directory of its own."""
     made = []
